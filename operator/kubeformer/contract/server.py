@@ -1,0 +1,33 @@
+"""ServerSettings: everything an engine's pod needs to know, resolved and frozen by the operator."""
+
+from typing import Literal
+
+from kubeformer.contract.base import Document, Location
+
+
+class SamplingDefaults(Document):
+    """The deployment's policy: a request's own value comes first, then this, then generation_config.json."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+
+
+class ServerSettings(Document):
+    """The whole document. `model.digest`, where given, is checked against the directory before serving."""
+
+    name: str
+    namespace: str
+    model: Location
+    served_names: list[str]  # the first is what responses call the model
+    dtype: Literal["Auto", "Float32", "BFloat16", "Float16"] = "Auto"
+    max_model_length: int | None = None  # tokens; None: what the model was made for
+    max_num_seqs: int = 64  # sequences running at once
+    max_num_batched_tokens: int = 2048  # tokens a step, prompts and answers together
+    kv_cache_megabytes: int | None = None  # None: from the container's memory limit
+    sampling: SamplingDefaults = SamplingDefaults()
+    drain_seconds: int = 300
