@@ -1,0 +1,175 @@
+"""Weights in and out of a model directory: safetensors, whole or sharded, under Hugging Face's names.
+
+    loaded = load("/models/spam", torch.float32, "cpu")     # LoadedModel: config and weights by name
+    module = loaded.module()                                # a Llama or a Classifier in evaluation mode
+    save("/models/new", module)                             # config.json, generation_config.json, model.safetensors
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kubeformer.contract.names import Reason
+from kubeformer_runtime.model.classifier import Classifier
+from kubeformer_runtime.model.config import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    ClassifierConfig,
+    LlamaConfig,
+    ModelConfig,
+    read_config,
+    read_json,
+)
+from kubeformer_runtime.model.errors import ModelError
+from kubeformer_runtime.model.llama import Llama
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model directory in memory. `weights` maps state-dict names to tensors of one dtype on one device.
+
+    With tied embeddings a Llama's weights hold "model.embed_tokens.weight" and no "lm_head.weight".
+    """
+
+    directory: Path
+    config: ModelConfig
+    weights: dict[str, Tensor]
+
+    def module(self, dropout: float = 0.0) -> Llama | Classifier:
+        """The torch module over these very tensors, in evaluation mode. `dropout` is for training a Llama on."""
+        return build(self.config, self.weights, dropout)
+
+
+def load(
+    directory: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> LoadedModel:
+    """Reads and checks a whole model directory.
+
+    Raises:
+        ModelError: something is missing, damaged, or does not fit config.json.
+    """
+    config = read_config(directory)
+    weights = read_weights(directory, dtype, device)
+    if isinstance(config, LlamaConfig):
+        if config.tied_embeddings:
+            weights.pop(HEAD, None)
+        # Old exports carry the rotary frequencies as a tensor; they follow from config.json.
+        weights = {name: tensor for name, tensor in weights.items() if not name.endswith("rotary_emb.inv_freq")}
+    check_weights(config, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    return LoadedModel(Path(directory), config, weights)
+
+
+def read_weights(
+    directory: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """Reads model.safetensors, or the shards that model.safetensors.index.json names.
+
+    Floating-point tensors become `dtype` (None: as stored) one at a time, so memory never holds two copies
+    of the whole model.
+
+    Raises:
+        ModelError: no weights (reason ModelNotFound), or a file that is not safetensors (ModelInvalid).
+    """
+    directory, weights = Path(directory), dict[str, Tensor]()
+    for path in weight_files(directory):
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as shard:
+                for name in shard.keys():  # noqa: SIM118 - a safetensors file is not a dict
+                    tensor = shard.get_tensor(name)
+                    weights[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        except FileNotFoundError:
+            raise ModelError(f"{INDEX_FILE} names {path.name}, which is not there", Reason.MODEL_NOT_FOUND) from None
+        except SafetensorError as error:
+            raise ModelError(f"{path} is damaged: {error}") from None
+    return weights
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model directory, in order; raises ModelError where there is none."""
+    if (directory / INDEX_FILE).is_file():
+        index = read_json(directory / INDEX_FILE).get("weight_map")
+        if not isinstance(index, dict) or not index:
+            raise ModelError(f"{directory / INDEX_FILE} has no weight_map")
+        names = sorted({str(name) for name in index.values()})
+        if any("/" in name or name.startswith(".") for name in names):
+            raise ModelError(f"{directory / INDEX_FILE} names files outside its directory")
+        return [directory / name for name in names]
+    if (directory / WEIGHTS_FILE).is_file():
+        return [directory / WEIGHTS_FILE]
+    raise ModelError(f"{directory} has neither {WEIGHTS_FILE} nor {INDEX_FILE}", Reason.MODEL_NOT_FOUND)
+
+
+def check_weights(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ModelError where names or shapes are not those of a model with this config."""
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in tensors_of(empty(config)).items()}
+    if missing := sorted(expected.keys() - shapes.keys()):
+        raise ModelError(f"the weights lack {_some(missing)}, which {CONFIG_FILE} asks for")
+    if extra := sorted(shapes.keys() - expected.keys()):
+        raise ModelError(f"the weights hold {_some(extra)}, which {CONFIG_FILE} does not know")
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise ModelError(f"{name} has shape {shapes[name]}, but {CONFIG_FILE} makes it {shape}")
+
+
+def empty(config: ModelConfig, dropout: float = 0.0) -> Llama | Classifier:
+    """A freshly initialised module; under torch.device("meta") it costs no memory."""
+    return Llama(config, dropout) if isinstance(config, LlamaConfig) else Classifier(config)
+
+
+def build(config: ModelConfig, weights: Mapping[str, Tensor], dropout: float = 0.0) -> Llama | Classifier:
+    """A module over the given tensors (shared, not copied), in evaluation mode."""
+    check_weights(config, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    module = empty(config, dropout)
+    state = dict(weights)
+    if isinstance(config, LlamaConfig) and config.tied_embeddings:
+        state[HEAD] = state[EMBEDDING]
+    module.load_state_dict(state, assign=True)
+    if isinstance(module, Llama) and module.config.tied_embeddings:
+        module.lm_head.weight = module.model.embed_tokens.weight
+    device = next(iter(weights.values())).device
+    return module.to(device).eval()  # moves the rotary frequencies, which no file holds
+
+
+def tensors_of(module: Llama | Classifier) -> dict[str, Tensor]:
+    """The tensors that are saved: the state dict, without the head where it is the embedding again."""
+    tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    if isinstance(module, Llama) and module.config.tied_embeddings:
+        del tensors[HEAD]
+    return tensors
+
+
+def save(directory: str | Path, module: Llama | Classifier, dtype: torch.dtype = torch.float32) -> None:
+    """Writes config.json, generation_config.json (language models) and model.safetensors; the directory exists.
+
+    Not atomic by itself: see digest.publish.
+    """
+    directory, config = Path(directory), module.config
+    document = config.to_json() | {"dtype": str(dtype).removeprefix("torch.")}
+    _write_json(directory / CONFIG_FILE, document)
+    if isinstance(config, LlamaConfig):
+        keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+        _write_json(directory / GENERATION_FILE, {key: document[key] for key in keys if document[key] is not None})
+    tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors_of(module).items()}
+    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def _write_json(path: Path, document: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+__all__ = ["ClassifierConfig", "LlamaConfig", "LoadedModel", "build", "check_weights", "empty", "load", "save"]
