@@ -46,8 +46,15 @@ KEPT_SPEC: Mapping[str, tuple[str, ...]] = {
     "Deployment": ("replicas", "paused"),
     "Service": ("clusterIP",),
     "PersistentVolumeClaim": ("accessModes", "volumeName", "storageClassName"),
+    "Node": ("unschedulable",),
 }
 """Kinds that are not listed keep no spec. ReplicaSets are not watched: the Deployment's status says enough."""
+
+KEPT_STATUS: Mapping[str, tuple[str, ...]] = {"Node": ("allocatable",)}
+"""Kinds that are not listed keep all of it. A Node's heartbeat and its list of images say nothing to a planner."""
+
+UNLABELLED = frozenset({"ConfigMap", "PersistentVolumeClaim", "Node"})
+"""Kinds that planners also read where the users made them: watched without a label selector."""
 
 
 def meta(body: Json) -> Meta:
@@ -74,10 +81,13 @@ def project(kind: str, body: Json) -> Child:
     """The projection of one API object of `kind` (lists leave the kind out of their items)."""
     kept = KEPT_SPEC.get(kind, ())
     spec = body.get("spec") or {}
+    status = body.get("status") or {}
+    if kind in KEPT_STATUS:
+        status = {name: status[name] for name in KEPT_STATUS[kind] if name in status}
     return Child(
         kind=kind,
         meta=meta(body),
         spec={name: spec[name] for name in kept if name in spec},
-        status=body.get("status") or {},
+        status=status,
         data=(body.get("data") or {}) if kind == "ConfigMap" else {},
     )

@@ -46,7 +46,8 @@ class Plan:
     stored. `finalizers` is the whole list to be (None: leave it). `look_again_at` is a point in time,
     seconds since the epoch (None: only news wakes this key). `poll` names the pods (uid, IP) whose /progress
     the operator should keep reading. `coalesce_status` says that only progress figures changed, so that the loop may
-    delay the write to keep to its rate.
+    delay the write to keep to its rate. `depends_on` names objects that are not this primary's own (a claim that a
+    user will make, the job whose model is served) and whose change has to wake this key; the last plan's list counts.
     """
 
     actions: tuple[Apply | Delete, ...] = ()
@@ -56,3 +57,4 @@ class Plan:
     look_again_at: float | None = None
     poll: tuple[tuple[str, str], ...] = field(default=())
     coalesce_status: bool = False
+    depends_on: tuple[Key, ...] = field(default=())

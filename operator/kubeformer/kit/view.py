@@ -33,6 +33,12 @@ class View(Protocol):
     def primary(self, key: Key) -> Json | None:
         """A TrainingJob or ModelDeployment as the API server stores it (whole), or None."""
 
+    def primaries(self, kind: str) -> Sequence[Json]:
+        """All objects of one of our own kinds in all namespaces (whole), by namespace and name."""
+
+    def every(self, kind: str) -> Sequence[Child]:
+        """All watched objects of a kind in all namespaces, by namespace and name (nodes have no owner)."""
+
     def child(self, key: Key) -> Child | None:
         """A watched child by name, or None."""
 
