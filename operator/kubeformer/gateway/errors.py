@@ -28,7 +28,9 @@ def unknown_model(model: str, known: list[str]) -> web.Response:
 def not_ready(model: str, reason: str) -> web.Response:
     """503: the model is known, no replica is ready."""
     why = reason or "no replica is ready yet"
-    return error(503, f"model: '{model}' cannot answer now: {why}", "service_unavailable", "model", {"Retry-After": "5"})
+    return error(
+        503, f"model: '{model}' cannot answer now: {why}", "service_unavailable", "model", {"Retry-After": "5"}
+    )
 
 
 def replicas_failed(model: str, tried: int, why: str) -> web.Response:

@@ -25,7 +25,16 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 ATTEMPTS = 3
 # Headers that belong to one connection (RFC 9110, 7.6.1), and those that aiohttp computes anew.
 HOP_BY_HOP = frozenset(
-    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"}
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
 )
 NOT_FORWARDED = HOP_BY_HOP | {"host", "content-length", "content-encoding", "accept-encoding"}
 
@@ -80,7 +89,9 @@ class Proxy:
             body = await request.read()
             document: Any = json.loads(body)
         except web.HTTPRequestEntityTooLarge:
-            return errors.error(413, f"body: larger than {MAX_BODY_BYTES} bytes; send less text", "invalid_request_error")
+            return errors.error(
+                413, f"body: larger than {MAX_BODY_BYTES} bytes; send less text", "invalid_request_error"
+            )
         except ValueError as wrong:
             return errors.invalid_request(f"body: not JSON ({wrong}); send a JSON object with a field 'model'")
         if not isinstance(document, dict):

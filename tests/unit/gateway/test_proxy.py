@@ -53,7 +53,11 @@ class Gateway:
             self.catalog.put(
                 "EndpointSlice",
                 {
-                    "metadata": {"name": f"{name}-{port}", "namespace": "team", "labels": {LABEL_MODEL_DEPLOYMENT: name}},
+                    "metadata": {
+                        "name": f"{name}-{port}",
+                        "namespace": "team",
+                        "labels": {LABEL_MODEL_DEPLOYMENT: name},
+                    },
                     "ports": [{"port": port}],
                     "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": True}}],
                 },

@@ -21,7 +21,11 @@ def test_a_replica_that_failed_this_request_is_not_asked_again() -> None:
     assert pick([a, b], {}, 0, avoid={a, b}) is None
 
 
-@given(endpoints, st.dictionaries(st.integers(1, 20).map(lambda n: Endpoint(f"10.0.0.{n}")), st.integers(0, 5)), st.integers(0, 1000))
+@given(
+    endpoints,
+    st.dictionaries(st.integers(1, 20).map(lambda n: Endpoint(f"10.0.0.{n}")), st.integers(0, 5)),
+    st.integers(0, 1000),
+)
 def test_the_least_busy_is_picked(ready: list[Endpoint], busy: dict[Endpoint, int], turn: int) -> None:
     chosen = pick(ready, busy, turn)
     assert chosen in ready

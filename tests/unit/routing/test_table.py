@@ -9,7 +9,9 @@ from kubeformer.contract.names import LABEL_MODEL_DEPLOYMENT
 from kubeformer.routing.table import Endpoint, build
 
 
-def deployment(name: str, namespace: str = "default", created: str = "2026-01-01T00:00:00Z", **more: Any) -> dict[str, Any]:
+def deployment(
+    name: str, namespace: str = "default", created: str = "2026-01-01T00:00:00Z", **more: Any
+) -> dict[str, Any]:
     """A ModelDeployment as the API server stores it."""
     spec: dict[str, Any] = {"model": {"uri": "pvc://models/m"}}
     if "served" in more:
@@ -51,7 +53,11 @@ def test_a_served_name_belongs_to_the_oldest_deployment_that_claims_it() -> None
 
 
 def test_only_ready_endpoints_are_listed_and_an_absent_condition_means_ready() -> None:
-    slices = [endpoint_slice("m", "10.0.0.2"), endpoint_slice("m", "10.0.0.1", ready=None), endpoint_slice("m", "10.0.0.9", ready=False)]
+    slices = [
+        endpoint_slice("m", "10.0.0.2"),
+        endpoint_slice("m", "10.0.0.1", ready=None),
+        endpoint_slice("m", "10.0.0.9", ready=False),
+    ]
     target = build([deployment("m")], slices).find("m")
     assert target is not None
     assert target.endpoints == (Endpoint("10.0.0.1"), Endpoint("10.0.0.2"))
@@ -78,7 +84,10 @@ names = st.sampled_from(["a", "b", "c"])
 deployments = st.lists(
     st.builds(
         lambda name, namespace, day, served: deployment(name, namespace, f"2026-01-{day:02}T00:00:00Z", served=served),
-        names, st.sampled_from(["x", "y"]), st.integers(1, 28), st.lists(names, min_size=1, max_size=3),
+        names,
+        st.sampled_from(["x", "y"]),
+        st.integers(1, 28),
+        st.lists(names, min_size=1, max_size=3),
     ),
     max_size=6,
     unique_by=lambda d: (d["metadata"]["namespace"], d["metadata"]["name"]),
