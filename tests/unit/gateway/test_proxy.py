@@ -49,19 +49,14 @@ class Gateway:
         status = {"conditions": [condition]} if reason else {}
         meta = {"name": name, "namespace": "team", "creationTimestamp": "2026-01-01T00:00:00Z"}
         self.catalog.put("ModelDeployment", {"metadata": meta, "spec": spec, "status": status})
+        labels = {LABEL_MODEL_DEPLOYMENT: name}
         for port in ports:
-            self.catalog.put(
-                "EndpointSlice",
-                {
-                    "metadata": {
-                        "name": f"{name}-{port}",
-                        "namespace": "team",
-                        "labels": {LABEL_MODEL_DEPLOYMENT: name},
-                    },
-                    "ports": [{"port": port}],
-                    "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": True}}],
-                },
-            )
+            piece = {
+                "metadata": {"name": f"{name}-{port}", "namespace": "team", "labels": labels},
+                "ports": [{"port": port}],
+                "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": True}}],
+            }
+            self.catalog.put("EndpointSlice", piece)
 
 
 @pytest.fixture
@@ -179,8 +174,8 @@ async def test_a_stream_that_breaks_does_not_look_finished(gateway: Gateway) -> 
 
     gateway.deploy("a", await gateway.replica(breaks))
     client = await gateway.start()
+    answer = await client.post("/v1/completions", json={"model": "a"})
     with pytest.raises(aiohttp.ClientError):
-        answer = await client.post("/v1/completions", json={"model": "a"})
         await answer.read()
 
 
