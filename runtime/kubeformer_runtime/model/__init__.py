@@ -10,7 +10,6 @@
 from typing import TYPE_CHECKING, Any
 
 from kubeformer_runtime.model.config import ClassifierConfig, LlamaConfig, ModelConfig, read_config
-from kubeformer_runtime.model.digest import digest, publish
 from kubeformer_runtime.model.errors import ModelError
 
 if TYPE_CHECKING:
@@ -22,9 +21,7 @@ __all__ = [
     "LoadedModel",
     "ModelConfig",
     "ModelError",
-    "digest",
     "load",
-    "publish",
     "read_config",
 ]
 

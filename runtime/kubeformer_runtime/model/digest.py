@@ -1,15 +1,11 @@
-"""The name of a model, and its way onto storage. Standard library only.
+"""The name of a model. Standard library only.
 
 `digest(directory)` hashes what makes a model answer as it does: weights, config, tokenizer, chat template. It is
 the model's name in status, in deployments and in metrics. kubeformer.json, which tells where the model came
 from, carries that name and so lies outside of it.
-`publish(directory, write)` makes a directory appear whole or not at all.
 """
 
 import hashlib
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from kubeformer.contract.names import Reason
@@ -67,43 +63,3 @@ def file_digest(path: Path) -> str:
         while chunk := file.read(CHUNK):
             state.update(chunk)
     return state.hexdigest()
-
-
-def publish(directory: str | Path, write: Callable[[Path], None]) -> None:
-    """Replaces DIRECTORY by what `write` puts into a fresh one, in one rename.
-
-    `write` gets an empty directory beside the final one. What it wrote is flushed to storage before the
-    rename, so that after a crash there is the old directory or the new one, whole. Where an old one exists it
-    is moved aside for the moment of the swap; a crash right there is mended by the next call.
-    """
-    directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = (directory.with_name(f".{directory.name}.{suffix}") for suffix in ("new", "old"))
-    if old.exists() and not directory.exists():
-        old.rename(directory)
-    for left_over in (fresh, old):
-        shutil.rmtree(left_over, ignore_errors=True)
-    fresh.mkdir()
-    write(fresh)
-    flush(fresh)
-    if directory.exists():
-        directory.rename(old)
-    fresh.rename(directory)
-    _fsync(directory.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def flush(directory: Path) -> None:
-    """Forces every file below DIRECTORY, and the directories themselves, onto storage."""
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            _fsync(Path(folder) / name)
-        _fsync(Path(folder))
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
