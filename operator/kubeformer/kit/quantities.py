@@ -1,4 +1,4 @@
-"""Quantities: what Kubernetes means by 500m, 1Gi or 2e3, as exact numbers, to compare what is asked with what is there."""
+"""Quantities: what 500m, 1Gi or 2e3 stand for, as exact numbers, to compare what is asked with what is there."""
 
 from decimal import Decimal, InvalidOperation
 

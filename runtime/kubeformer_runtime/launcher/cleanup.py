@@ -1,13 +1,15 @@
 """Cleanup: removes the checkpoints of a TrainingJob that was deleted. Standard library only.
 
-    python -m kubeformer_runtime.launcher.cleanup ROOT DIRECTORY...
+    python -m kubeformer_runtime.launcher.cleanup ROOT [--unfinished MODEL] DIRECTORY...
 
+With --unfinished, what an interrupted publication left beside the directory MODEL goes too, and MODEL stays.
 Every DIRECTORY has to lie at least two levels below ROOT (the folder where claims are mounted: ROOT/CLAIM/...), so
 that neither a claim's root nor anything outside of it can go. Parents left empty go too, up to the claim's root.
 A directory that is not there is a success, because the clean-up may run twice. Exit codes: 0 done, 1 it could not
 remove everything (the sentence says what), 2 it was called wrongly.
 """
 
+import argparse
 import shutil
 import sys
 from collections.abc import Sequence
@@ -50,15 +52,26 @@ def remove(root: Path, directory: Path) -> bool:
     return there
 
 
+def unfinished(model: Path) -> list[Path]:
+    """The temporary directories of interrupted publications of `model`, as `kubeformer_runtime.durable` names them."""
+    if not model.parent.is_dir():
+        return []
+    endings = (".incomplete", ".replaced")
+    found = (path for path in model.parent.iterdir() if path.name.startswith(f".{model.name}."))
+    return sorted(path for path in found if path.name.endswith(endings))
+
+
 def main(arguments: Sequence[str]) -> int:
     """Remove each directory; report each; go on after a failure."""
-    if len(arguments) < 2:
-        print("usage: python -m kubeformer_runtime.launcher.cleanup ROOT DIRECTORY...", file=sys.stderr)
-        return 2
-    root, failed = Path(arguments[0]), False
-    for name in arguments[1:]:
+    parser = argparse.ArgumentParser(prog="python -m kubeformer_runtime.launcher.cleanup", description=__doc__)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("directories", type=Path, nargs="*", metavar="DIRECTORY")
+    parser.add_argument("--unfinished", type=Path, action="append", default=[], metavar="MODEL")
+    given = parser.parse_intermixed_args(arguments)
+    failed = False
+    for name in [*given.directories, *(path for model in given.unfinished for path in unfinished(model))]:
         try:
-            print(f"{name}: {'removed' if remove(root, Path(name)) else 'was not there'}", flush=True)
+            print(f"{name}: {'removed' if remove(given.root, name) else 'was not there'}", flush=True)
         except CleanupError as error:
             failed = True
             print(error, file=sys.stderr, flush=True)

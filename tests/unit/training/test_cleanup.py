@@ -61,6 +61,19 @@ def test_it_does_not_follow_a_link_out_of_the_claim(tmp_path: Path) -> None:
     assert (outside / "kept").exists()
 
 
-def test_a_wrong_call_says_how_to_call_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path)]) == 2
+def test_what_an_interrupted_publication_left_goes_and_the_model_stays(tmp_path: Path) -> None:
+    models = tmp_path / "kubeformer" / "models"
+    for name in ("spam", ".spam.7.incomplete", ".spam.9.replaced", ".spam-two.7.incomplete", "spam.incomplete"):
+        (models / name).mkdir(parents=True)
+    place = checkpoints(tmp_path)
+    assert main([str(tmp_path), "--unfinished", str(models / "spam"), str(place)]) == 0
+    assert {path.name for path in models.iterdir()} == {"spam", ".spam-two.7.incomplete", "spam.incomplete"}
+    assert not place.exists()
+    assert main([str(tmp_path), "--unfinished", str(tmp_path / "kubeformer" / "nowhere" / "spam")]) == 0
+
+
+def test_a_wrong_call_says_how_to_call_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main([])
+    assert error.value.code == 2
     assert "usage:" in capsys.readouterr().err
