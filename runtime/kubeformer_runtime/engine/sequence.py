@@ -1,0 +1,65 @@
+"""Sequence: one answer on its way. A request of n choices is n sequences over the same prompt. Pure.
+
+The one idea of the scheduler lives here: a sequence has tokens, and the first `num_computed_tokens` of them
+are in the KV cache. Prefill, a chunk of it, decode, and starting anew after preemption are all the same
+thing: computed tokens fewer than tokens.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from kubeformer_runtime.engine.sampling_params import SamplingParams
+
+
+class Status(Enum):
+    """Where a sequence is."""
+
+    WAITING = "waiting"  # holds no blocks
+    RUNNING = "running"
+    FINISHED = "finished"  # holds no blocks
+
+
+class FinishReason(Enum):
+    """Why a sequence ended, in OpenAI's words where it has one."""
+
+    STOP = "stop"  # end-of-sequence token, stop token or stop string
+    LENGTH = "length"  # max_tokens or the model's length
+    ABORT = "abort"  # the client left, or the engine stops
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Mutable state of one sequence; the scheduler and the block manager alone change it."""
+
+    seq_id: int
+    prompt: list[int]
+    params: SamplingParams
+    tokens: list[int] = field(init=False)  # the prompt, then what was generated
+    num_computed_tokens: int = 0  # how many of `tokens` have their keys and values in the cache
+    block_table: list[int] = field(default_factory=list)  # block i holds tokens [16 i, 16 i + 16)
+    block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks of `tokens`, as far as needed yet
+    status: Status = Status.WAITING
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when it was first admitted
+    num_preemptions: int = 0
+    finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("a sequence needs a prompt of at least one token")
+        self.tokens = list(self.prompt)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.tokens) - len(self.prompt)
+
+    @property
+    def output(self) -> list[int]:
+        return self.tokens[len(self.prompt) :]
