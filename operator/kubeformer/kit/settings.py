@@ -1,53 +1,51 @@
-"""PlannerSettings: what the installer decides and planners read: images, storage, defaults.
+"""OperatorSettings: what the installation decides for every job and deployment. Pure; `app.settings` reads it in.
 
-`app.settings.OperatorSettings` extends it with what only the running process needs; the chart writes both as one
-JSON file. Attributes are snake_case here and camelCase in the file.
+Planners get this object as an argument, so that a plan is a function of what it is given. Each field is a value of
+the Helm chart.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
-
-from pydantic import Field
-
-from kubeformer.contract.base import Document
 
 PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 
 
-class Storage(Document):
-    """Where models and checkpoints go when a resource does not say: `pvc://CLAIM[/PATH]`.
+@dataclass(frozen=True, slots=True)
+class OperatorSettings:
+    """The installation's choices. An empty string means "not chosen" wherever text is optional."""
 
-    The claim is made in the resource's namespace at first use, ReadWriteMany, where it is not there yet.
-    """
+    worker_image: str
+    """Image of training workers and of the clean-up after them; `pod.image` takes its place in one job."""
 
-    uri: str = Field(
-        default="pvc://kubeformer", pattern=r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^?#]*)?$", max_length=512
-    )
-    storage_class_name: str | None = Field(default=None, max_length=253)  # None: the cluster's default class
-    size: str = Field(default="20Gi", max_length=32)
+    server_image: str
+    """Image of model servers; `pod.image` takes its place in one deployment."""
 
-
-class Resources(Document):
-    """Requests and limits of a container that does not name its own, as core/v1 has them."""
-
-    requests: Mapping[str, str] = Field(default_factory=dict)
-    limits: Mapping[str, str] = Field(default_factory=dict)
-
-
-class PodDefaults(Document):
-    """What a pod gets where its resource says nothing."""
-
-    resources: Resources = Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"memory": "4Gi"})
-
-
-class PlannerSettings(Document):
-    """See the module's docstring."""
-
-    worker_image: str = Field(max_length=512)  # training pods
-    server_image: str = Field(max_length=512)  # serving pods
     image_pull_policy: PullPolicy = "IfNotPresent"
-    image_pull_secrets: tuple[str, ...] = ()  # names; each namespace has its own Secrets
-    storage: Storage = Storage()
-    worker_defaults: PodDefaults = PodDefaults()
-    server_defaults: PodDefaults = PodDefaults()
-    gateway_url: str | None = Field(default=None, max_length=512)  # what status.url of a ModelDeployment begins with
+    image_pull_secrets: tuple[str, ...] = ()
+
+    storage_uri: str = "pvc://kubeformer"
+    """Where models and checkpoints go that name no storage: `pvc://CLAIM[/PATH]`, made in the namespace at first use."""
+
+    storage_class_name: str = ""
+    """Storage class of that claim; empty: the cluster's default. It has to offer ReadWriteMany."""
+
+    storage_size: str = "20Gi"
+
+    gateway_url: str = ""
+    """Base URL of the gateway, as its users reach it; empty: deployments show their Service's address."""
+
+    gangs: bool = False
+    """Whether the API server has scheduling.k8s.io/v1beta1 PodGroups, so that workers start together or not at all."""
+
+    worker_requests: Mapping[str, str] | None = None
+    """Requests of a worker that names none; None: 500m of cpu and 1Gi of memory."""
+
+    server_requests: Mapping[str, str] | None = None
+    """Requests of a server that names none; None: 250m of cpu and 1Gi of memory."""
+
+    cleanup_tries: int = 3
+    """How often a failed clean-up of checkpoints is tried before the TrainingJob is let go without it."""
+
+    cleanup_seconds: int = 300
+    """How long one clean-up may take, waiting for a node included, before it counts as failed."""
