@@ -1,0 +1,480 @@
+"""TrainingJob (short name tj): raw rows to a trained, checkpointed, published model.
+
+The three-line spec `{task: {textClassification: {}}, data: {uri: "pvc://mail/spam.jsonl"}}` is complete: a small model,
+one worker, three epochs. What is left out and has no default follows from task, data and model; what was chosen
+stands in status.resolved.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from kubeformer.api.common import (
+    NAME_RULE,
+    ObjectMeta,
+    Pod,
+    Resources,
+    Storage,
+    TrainingJobRef,
+    Whole,
+)
+from kubeformer.api.rules import Model, Rule, Transition, at_most_one, empty, exactly_one, matching
+from kubeformer.api.training_status import TrainingJobStatus
+from kubeformer.api.uri import DataUri, WeightsUri
+from kubeformer.contract.names import API_VERSION
+
+FieldName = Annotated[
+    str,
+    Field(min_length=1, max_length=128),
+    matching(r"^[^\x00-\x1f\x7f]+$", "must be the name of a field of the rows, without control characters"),
+]
+Percent = Annotated[int, Whole, Field(ge=0, le=100)]
+
+
+class TextClassification(Model):
+    """Rows with a text and a label: the model learns to tell the label."""
+
+    text_field: FieldName = "text"
+    """Field of each row that holds the text."""
+
+    label_field: FieldName = "label"
+    """Field of each row that holds the label; every value found becomes a class."""
+
+    max_length: Annotated[int, Whole, Field(ge=8, le=8192)] = 256
+    """Tokens of a text that are read; the rest is cut off."""
+
+
+class LanguageModel(Model):
+    """Rows with a text: the model learns to go on writing."""
+
+    text_field: FieldName = "text"
+    """Field of each row that holds the text."""
+
+    sequence_length: Annotated[int, Whole, Field(ge=16, le=32768)] = 512
+    """Tokens of a training sequence; texts are packed one after the other."""
+
+
+class Task(Model):
+    """What is learnt: exactly one of the members."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        exactly_one("textClassification", "languageModel", where="spec.task", example="textClassification: {}"),
+    )
+
+    text_classification: TextClassification | None = None
+    """Learn to tell the label of a text; {} takes the fields text and label."""
+
+    language_model: LanguageModel | None = None
+    """Learn to write, from the beginning or from given weights; {} takes the field text."""
+
+
+class Architecture(Model):
+    """A Transformer to train from the beginning."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.width % self.heads == 0",
+            "width must be a multiple of heads, since each head takes an equal part of it",
+            lambda a: a.width % a.heads == 0,
+        ),
+        Rule(
+            "self.width / self.heads % 2 == 0",
+            "width divided by heads must be even, since positions are turned in pairs",
+            lambda a: (a.width // a.heads) % 2 == 0,
+        ),
+        Rule(
+            "!has(self.keyValueHeads) || self.heads % self.keyValueHeads == 0",
+            "heads must be a multiple of keyValueHeads, since as many heads share each of them",
+            lambda a: a.key_value_heads is None or a.heads % a.key_value_heads == 0,
+        ),
+    )
+
+    layers: Annotated[int, Whole, Field(ge=1, le=128)] = 2
+    """Blocks, one after the other."""
+
+    width: Annotated[int, Whole, Field(ge=8, le=16384)] = 128
+    """Size of the vector that stands for a token; a multiple of heads."""
+
+    heads: Annotated[int, Whole, Field(ge=1, le=256)] = 4
+    """Heads of attention."""
+
+    key_value_heads: Annotated[int, Whole, Field(ge=1, le=256)] | None = None
+    """Heads of keys and values, shared by equal groups of heads; left out: as many as heads."""
+
+    mlp_width: Annotated[int, Whole, Field(ge=8, le=131072)] | None = None
+    """Width inside the feed-forward part; left out: four times width."""
+
+    activation: Literal["ReLU", "GELU", "SwiGLU"] = "GELU"
+    """Activation of the feed-forward part."""
+
+    dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.1
+    """Share of activations dropped in training, against overfitting."""
+
+
+class ModelSource(Model):
+    """What is trained: exactly one of the members."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        exactly_one("architecture", "uri", "trainingJobRef", where="spec.model", example="architecture: {}"),
+    )
+
+    architecture: Architecture | None = None
+    """A model from the beginning; {} takes a small one."""
+
+    uri: WeightsUri | None = None
+    """Weights to go on from: a model directory in Hugging Face layout, as in pvc://models/base."""
+
+    training_job_ref: TrainingJobRef | None = None
+    """Weights to go on from: what that TrainingJob published; waits until it has."""
+
+
+class Deduplicate(Model):
+    """Which rows count as one. Left out altogether: exact duplicates are dropped."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.similarityPercent) || !has(self.method) || self.method == 'Near'",
+            "similarityPercent needs method: Near (or no method); exact duplicates have no degree",
+            lambda d: d.similarity_percent is None or d.method in (None, "Near"),
+        ),
+    )
+
+    method: Literal["Exact", "Near", "None"] | None = None
+    """Exact: equal texts; Near: similar ones too; None: keep all. Left out: Near with similarityPercent, else Exact."""
+
+    similarity_percent: Annotated[int, Whole, Field(ge=50, le=99)] | None = None
+    """How many of two texts' word sequences have to be shared to count as one; with Near, left out: 80."""
+
+
+class Prepare(Model):
+    """Cleaning, before data is split."""
+
+    normalize: Literal["NFC", "NFKC", "None"] = "NFKC"
+    """Unicode normalisation of texts."""
+
+    deduplicate: Deduplicate = empty(Deduplicate)
+    """Dropping of rows that repeat others, so that no text is in training and validation both."""
+
+    min_characters: Annotated[int, Whole, Field(ge=0, le=1_000_000)] = 1
+    """Rows with a shorter text are dropped."""
+
+    max_bad_rows_percent: Percent = 1
+    """How many rows may be unreadable before the job fails with DataInvalid."""
+
+
+class Validation(Model):
+    """Rows held back from training to score it: exactly one of the members."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        exactly_one("percent", "uri", where="spec.data.validation", example="percent: 10"),
+    )
+
+    percent: Annotated[int, Whole, Field(ge=1, le=90)] | None = None
+    """Share of the rows of data.uri, chosen by the seed."""
+
+    uri: DataUri | None = None
+    """Rows of their own, as in pvc://CLAIM/PATH or configmap://NAME/KEY."""
+
+
+class Test(Model):
+    """Rows that training never sees."""
+
+    uri: DataUri
+    """Rows to score the published model on, once, at the end."""
+
+
+class TrainTokenizer(Model):
+    """A tokenizer learnt from the training rows."""
+
+    algorithm: Literal["BPE"] = "BPE"
+    """Byte pair encoding over bytes: no text is unknown to it."""
+
+    vocabulary_size: Annotated[int, Whole, Field(ge=300, le=262144)] = 8192
+    """Tokens of the vocabulary, at most."""
+
+
+class Tokenizer(Model):
+    """How texts become tokens."""
+
+    train: TrainTokenizer
+    """Train a tokenizer on the training rows; {} takes 8192 tokens."""
+
+
+class Data(Model):
+    """Where rows come from, and what is done to them."""
+
+    uri: DataUri
+    """Rows: JSON Lines, CSV or plain text (a row a line), by suffix, gzip or not; globs work, as in pvc://mail/spam-*.jsonl."""
+
+    prepare: Prepare = Prepare()
+    """Cleaning, before data is split."""
+
+    validation: Validation = Validation(percent=10)
+    """Rows to score training on: a share of data.uri, or their own."""
+
+    test: Test | None = None
+    """Rows to score the published model on."""
+
+    tokenizer: Tokenizer | None = None
+    """How texts become tokens; left out: as the weights do, and without weights a BPE tokenizer of 8192 tokens."""
+
+
+class Optimizer(Model):
+    """How gradients become steps."""
+
+    type: Literal["AdamW", "SGD"] = "AdamW"
+    """AdamW adapts the step for each weight; SGD (momentum 0.9) does not."""
+
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Pull of the weights towards zero."""
+
+    max_gradient_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Longer gradients are shortened to this."""
+
+
+class Schedule(Model):
+    """How the learning rate changes over training."""
+
+    type: Literal["Cosine", "Linear", "Constant"] = "Cosine"
+    """Cosine and Linear fall towards zero at the end; Constant stays."""
+
+    warmup_percent: Percent = 5
+    """Share of all steps over which the rate rises from zero."""
+
+
+class Objective(Model):
+    """What Best means, for publishing and early stopping."""
+
+    metric: Literal["validation/accuracy", "validation/loss"]
+    """The figure that counts; accuracy exists for textClassification alone."""
+
+    direction: Literal["Maximize", "Minimize"] | None = None
+    """Which way is better; left out: Maximize for accuracy, Minimize for loss."""
+
+
+class EarlyStopping(Model):
+    """Stop when the objective no longer improves."""
+
+    patience: Annotated[int, Whole, Field(ge=1, le=1000)] = 3
+    """Evaluations in a row without improvement after which training stops."""
+
+    min_delta: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """An improvement of less than this counts as none."""
+
+
+class Evaluation(Model):
+    """When the model is scored on the validation rows."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (at_most_one("everyEpochs", "everySteps", where="spec.training.evaluation"),)
+
+    every_epochs: Annotated[int, Whole, Field(ge=1, le=10_000)] | None = None
+    """Score after so many epochs; left out, with everySteps left out: 1."""
+
+    every_steps: Annotated[int, Whole, Field(ge=1, le=100_000_000)] | None = None
+    """Score after so many optimiser steps instead."""
+
+    early_stopping: EarlyStopping | None = None
+    """Stop early; left out: never."""
+
+
+class Training(Model):
+    """The optimisation."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (at_most_one("epochs", "steps", where="spec.training"),)
+
+    epochs: Annotated[int, Whole, Field(ge=1, le=100_000)] | None = None
+    """Passes over the training rows; left out, with steps left out: 3."""
+
+    steps: Annotated[int, Whole, Field(ge=1, le=100_000_000)] | None = None
+    """Optimiser steps instead of epochs."""
+
+    batch_size: Annotated[int, Whole, Field(ge=1, le=1_000_000)] = 32
+    """Rows (packed sequences, for languageModel) an optimiser step, over all workers together, however many."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
+    """Step size at its highest, such as 3e-4; left out: by task, model and optimizer."""
+
+    optimizer: Optimizer = Optimizer()
+    """How gradients become steps."""
+
+    schedule: Schedule = Schedule()
+    """How the learning rate changes."""
+
+    objective: Objective | None = None
+    """What Best means; left out: validation/accuracy for textClassification, validation/loss for languageModel."""
+
+    evaluation: Evaluation = empty(Evaluation)
+    """When to score."""
+
+    precision: Literal["Auto", "Float32", "BFloat16"] = "Auto"
+    """Arithmetic of the forward and backward pass. Auto: BFloat16 on GPUs that have it, else Float32."""
+
+    seed: Annotated[int, Whole, Field(ge=0, le=2**31 - 1)] = 0
+    """Seed of initial weights, split and order of rows; the same seed gives the same split."""
+
+
+class Workers(Model):
+    """The pods that train together."""
+
+    replicas: Annotated[int, Whole, Field(ge=1, le=1024)] = 1
+    """Number of pods."""
+
+    processes_per_worker: Annotated[int, Whole, Field(ge=1, le=64)] = 1
+    """Training processes in each pod: one a GPU, or one on CPU."""
+
+    resources: Resources = empty(Resources)
+    """What each pod may use, and what is set aside for it."""
+
+
+class Checkpoint(Model):
+    """How training state is saved, to go on from after a fault or suspension."""
+
+    interval_seconds: Annotated[int, Whole, Field(ge=1, le=86400)] = 300
+    """Time between checkpoints. A change holds from the workers' next start."""
+
+    keep: Annotated[int, Whole, Field(ge=1, le=100)] = 3
+    """Checkpoints kept, the best one beside them. A change holds from the workers' next start."""
+
+    storage: Storage | None = None
+    """Where to; left out: below the installation's storage.uri. Deleted with the job."""
+
+
+class Recovery(Model):
+    """What is done about faults. Voluntary stops (suspension, eviction) never count."""
+
+    max_restarts: Annotated[int, Whole, Field(ge=0, le=1000)] = 10
+    """Faults after which the job fails."""
+
+    hang_timeout_seconds: Annotated[int, Whole, Field(ge=5, le=86400)] = 600
+    """Time without a sign of life from training after which its processes are started again."""
+
+
+class Output(Model):
+    """The published model."""
+
+    storage: Storage | None = None
+    """Directory that becomes the model, in Hugging Face layout; left out: models/NAME below the installation's
+    storage.uri. It stays when the job is deleted."""
+
+    publish: Literal["Best", "Last"] = "Best"
+    """Best: the weights that scored best by the objective; Last: those of the last step."""
+
+
+class TrainingJobSpec(Model):
+    """What to train, on what, and how."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.data.tokenizer) || !has(self.model) || has(self.model.architecture)",
+            "data.tokenizer.train goes with model.architecture alone: weights given by model.uri or "
+            "model.trainingJobRef bring their own tokenizer; leave data.tokenizer out",
+            lambda s: s.data.tokenizer is None or s.model is None or s.model.architecture is not None,
+        ),
+        Rule(
+            "!has(self.task.languageModel) || !has(self.training.objective) || "
+            "self.training.objective.metric != 'validation/accuracy'",
+            "training.objective.metric validation/accuracy goes with task.textClassification alone; "
+            "use validation/loss for languageModel",
+            lambda s: (
+                s.task.language_model is None
+                or s.training.objective is None
+                or s.training.objective.metric != "validation/accuracy"
+            ),
+        ),
+    )
+
+    task: Task
+    """What is learnt, for example textClassification: {}."""
+
+    model: ModelSource | None = None
+    """What is trained; left out: a small model that suits the task."""
+
+    data: Data
+    """Where rows come from."""
+
+    training: Training = Training()
+    """The optimisation."""
+
+    workers: Workers = Workers()
+    """The pods that train together."""
+
+    checkpoint: Checkpoint = Checkpoint()
+    """How training state is saved."""
+
+    recovery: Recovery = Recovery()
+    """What is done about faults."""
+
+    output: Output = Output()
+    """The published model."""
+
+    suspend: bool = False
+    """Save a checkpoint and stop the workers; false again goes on from there."""
+
+    active_deadline_seconds: Annotated[int, Whole, Field(ge=1, le=31_536_000)] | None = None
+    """The job fails when it has been active this long; waiting for others and suspension do not count."""
+
+    ttl_seconds_after_finished: Annotated[int, Whole, Field(ge=0, le=31_536_000)] | None = None
+    """The job is deleted this long after it finished (its model stays); left out: never."""
+
+    pod: Pod = empty(Pod)
+    """What may be said about the worker pods."""
+
+
+def _frozen(field: str, read: str | None = None) -> Transition:
+    """Once training has started, `field` (a JSON path below spec) stays what it was.
+
+    CEL's optional selection makes "absent then and now" equal.
+    """
+    head, *rest = field.split(".")
+    path = "".join(f".?{step}" for step in (head, *rest))
+    steps = (read or field).split(".")
+
+    def value(job: "TrainingJob") -> Any:
+        found: Any = job.spec
+        for step in steps:
+            found = getattr(found, step)
+        return found
+
+    return Transition(
+        f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || self.spec{path} == oldSelf.spec{path}",
+        f"spec.{field} cannot change once training has started; make a new TrainingJob, "
+        "which can go on from this one's model by model.trainingJobRef",
+        lambda old, new: not old.status.start_time or value(old) == value(new),
+    )
+
+
+class TrainingJob(Model):
+    """Raw rows to a trained, checkpointed, published model."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (NAME_RULE,)
+
+    TRANSITIONS: ClassVar[tuple[Transition, ...]] = (
+        _frozen("task"),
+        _frozen("model"),
+        _frozen("data"),
+        _frozen("training"),
+        _frozen("workers"),
+        _frozen("checkpoint.storage"),
+        _frozen("output"),
+        _frozen("pod"),
+    )
+    """Until status.startTime everything may be edited, so that a job refused for its data is mended in place."""
+
+    api_version: Literal["kubeformer.dev/v1alpha1"] = API_VERSION
+    """Version of the API."""
+
+    kind: Literal["TrainingJob"] = "TrainingJob"
+    """Kind of the resource."""
+
+    metadata: ObjectMeta
+    """Name, namespace, labels and so on."""
+
+    spec: TrainingJobSpec
+    """What to train, on what, and how."""
+
+    status: TrainingJobStatus = empty(TrainingJobStatus)
+    """What the operator says about it."""
+
+    def refused(self, before: Self) -> list[str]:
+        """The sentences that the API server answers to a change from `before` to this; empty: the change is fine."""
+        return [t.message for t in self.TRANSITIONS if not t.holds(before, self)]
