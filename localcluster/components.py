@@ -37,7 +37,7 @@ Agreed between modules:
   nodes takes images named `127.0.0.1:5001/...` and `localhost:5001/...` from there. containerd reads
   `<node.folder>/certs.d/<host>/hosts.toml` at each pull, so more mirrors may be written there at any time.
 - `ctr` speaks to a node's containerd by `-a <node.containerd_socket> -n k8s.io`; `oci.py` makes one-layer images of static
-  binaries; `images_cli.import_image(cluster, archive)` imports an archive on both nodes.
+  binaries; `base_images.import_image(cluster, archive)` imports an archive on both nodes.
 - volumes: data in `layout.volumes`. policy: nodes use the CNI plugin `ptp`, so every packet between two pods, also of one
   node, is routed by this machine and passes the nftables hook `forward` (never bridged). Pods of node N have addresses in
   `node.pod_range`; the host's veth of a pod is the device of its /32 route (`ip route get ADDRESS`).

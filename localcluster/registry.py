@@ -1,0 +1,166 @@
+"""The local image registry, and `load-image`: how an image that was built here gets onto the nodes.
+
+Debian's docker-registry on loopback, plain HTTP, data in `<cache>/registry`. The containerd of each node pulls
+`127.0.0.1:5001/NAME:TAG` from it, and only layers that it does not have yet.
+
+    python -m localcluster load-image my-image.tar                      # made by `docker save`, `podman save` or `buildah push`
+    python -m localcluster load-image my-image.tar --name trainer:3     # the nodes know it as 127.0.0.1:5001/trainer:3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from localcluster import packages
+from localcluster.addons import buildah
+from localcluster.components import Cluster, Command, Component, Stage, Verb
+from localcluster.engine import container_engine
+from localcluster.errors import ClusterError
+from localcluster.layout import REGISTRY_PORT, Layout
+from localcluster.processes import processes_of
+
+HOST = f"127.0.0.1:{REGISTRY_PORT}"
+
+# Compression is left to the pusher, and it pushes without: on one machine it costs more than it saves.
+CONFIGURATION = """\
+version: 0.1
+log: {{level: warn, accesslog: {{disabled: true}}}}
+storage:
+  filesystem: {{rootdirectory: {data}}}
+  delete: {{enabled: true}}
+http: {{addr: {host}}}
+"""
+
+
+def answer(path: str, accept: str = "*/*") -> int:
+    """The status of a GET to the registry; 0 if there is no answer."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    request = urllib.request.Request(f"http://{HOST}{path}", headers={"Accept": accept})
+    try:
+        with opener.open(request, timeout=5) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def holds(layout: Layout, name: str, tag: str) -> bool:
+    """Whether the registry has NAME:TAG. Read from its files, so that it need not run."""
+    link = layout.registry / "docker/registry/v2/repositories" / name / "_manifests/tags" / tag / "current/link"
+    return link.exists()
+
+
+class Registry(Component):
+    """docker-registry on loopback."""
+
+    name = "registry"
+    stage = Stage.STORE
+
+    def prepare(self, cluster: Cluster) -> None:
+        packages.install(cluster.report, {"docker-registry": "docker-registry"})
+        cluster.layout.registry.mkdir(parents=True, exist_ok=True)
+        cluster.layout.config.mkdir(parents=True, exist_ok=True)
+        text = CONFIGURATION.format(data=json.dumps(str(cluster.layout.registry)), host=HOST)
+        (cluster.layout.config / "registry.yaml").write_text(text)
+
+    def command(self, cluster: Cluster) -> Command:
+        program = shutil.which("docker-registry") or "/usr/bin/docker-registry"
+        return Command((program, "serve", str(cluster.layout.config / "registry.yaml")), {"OTEL_TRACES_EXPORTER": "none"})
+
+    def ready(self, cluster: Cluster) -> str:
+        return "" if answer("/v2/") == 200 else f"no answer on {HOST}"
+
+    def purge(self, cluster: Cluster) -> None:
+        shutil.rmtree(cluster.layout.registry, ignore_errors=True)
+
+
+REGISTRY = Registry()
+
+
+def start(cluster: Cluster) -> None:
+    """Starts the registry alone, for images that are built before or beside `up`; nothing happens if it runs.
+
+    Raises:
+        ClusterError: if it does not answer.
+    """
+    if not REGISTRY.ready(cluster):
+        return
+    REGISTRY.prepare(cluster)
+    processes_of(cluster.layout).start(REGISTRY.name, REGISTRY.command(cluster))
+    buildah.wait_until(lambda: not REGISTRY.ready(cluster), 30, f"The registry gives no answer on {HOST}; see that no one else has the port.")
+
+
+def archive_transport(path: Path) -> tuple[str, str]:
+    """Which kind of image archive a tar is ("docker-archive" or "oci-archive"), and the name written in it, or "".
+
+    Raises:
+        ClusterError: if it is none.
+    """
+    try:
+        with tarfile.open(path) as archive:
+            members = {member.name.removeprefix("./"): member for member in archive if member.isfile()}
+            for file, transport in (("manifest.json", "docker-archive"), ("index.json", "oci-archive")):
+                if file not in members:
+                    continue
+                content = archive.extractfile(members[file])
+                parsed = json.loads(content.read()) if content else None
+                return transport, named_in(parsed)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise ClusterError(f"{path} cannot be read as an image archive ({error}); give a file that `docker save` wrote.") from None
+    raise ClusterError(f"{path} is a tar, but no image archive; give a file that `docker save` or `podman save` wrote.")
+
+
+def named_in(index: object) -> str:
+    """The first image name in a docker archive's manifest.json or an OCI archive's index.json; "" if it has none."""
+    if isinstance(index, list):
+        tags = [tag for entry in index for tag in entry.get("RepoTags") or ()]
+    elif isinstance(index, dict):
+        annotations = [entry.get("annotations", {}) for entry in index.get("manifests", ())]
+        tags = [found.get("io.containerd.image.name") or found.get("org.opencontainers.image.ref.name", "") for found in annotations]
+    else:
+        return ""
+    return next((str(tag) for tag in tags if tag), "")
+
+
+def name_on_nodes(name: str) -> str:
+    """The name under which the nodes find an image: NAME:TAG without its host, on our registry."""
+    host, slash, rest = name.partition("/")
+    path = rest if slash and ("." in host or ":" in host or host == "localhost") else name
+    return f"{HOST}/{path if ':' in path.rpartition('/')[2] else path + ':latest'}"
+
+
+def load_image(cluster: Cluster, arguments: argparse.Namespace) -> int:
+    """The verb: an archive into the registry, or with kind into its nodes."""
+    path = Path(arguments.archive).resolve()
+    transport, name = archive_transport(path)
+    if cluster.engine == "kind":
+        with cluster.report.step(f"loaded {path.name} into the nodes", announce=True):
+            buildah.call(["kind", "load", "image-archive", str(path), "--name", "kubeformer"])
+        return 0
+    if cluster.engine == "current":
+        raise ClusterError("CLUSTER=current has its own registry; push the image there with your container engine.")
+    name = arguments.name or name
+    if not name:
+        raise ClusterError(f"{path} holds no name for its image; give one with --name NAME:TAG.")
+    start(cluster)
+    with cluster.report.step(f"loaded {path.name} as {name_on_nodes(name)}", announce=True), buildah.store(cluster) as store:
+        found = store.run("pull", "-q", f"{transport}:{path}").strip().splitlines()[-1]
+        store.push(found, name_on_nodes(name))
+        store.run("rmi", "-f", found)
+    return 0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("archive", help="a tar that `docker save`, `podman save` or `buildah push docker-archive:` wrote")
+    parser.add_argument("--name", default="", help="NAME:TAG on the nodes' registry; left out: the name in the archive")
+
+
+COMPONENTS: tuple[Component, ...] = (REGISTRY,)
+VERBS: tuple[Verb, ...] = (Verb("load-image", "give the nodes an image from a tar archive", load_image, configure),)
