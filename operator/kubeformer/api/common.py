@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from kubeformer.api.rules import (
     Lenient,
@@ -31,16 +31,25 @@ Number = Annotated[str, Field(max_length=32)]
 Count = Annotated[int, Whole, Field(ge=0, le=2**31 - 1)]
 LongCount = Annotated[int, Whole, Field(ge=0, le=2**53)]
 
-_QUANTITY = r"^[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
-_QUANTITY_RULE = matching(_QUANTITY, 'must be a quantity in quotes or with a unit, such as "2", 500m or 16Gi')
+_QUANTITY = matching(
+    r"^[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$",
+    'must be a quantity: a whole number, or text such as "0.5", 500m or 16Gi',
+)
+_QUANTITY_RULE = Rule(
+    f"type(self) == int ? self >= 0 : {_QUANTITY.cel.replace('self', 'string(self)')}",
+    _QUANTITY.message,
+    lambda given: (
+        _QUANTITY.holds(given)
+        if isinstance(given, str)
+        else isinstance(given, int) and not isinstance(given, bool) and given >= 0
+    ),
+)
 Quantity = Annotated[
     int | str,
-    Rule(
-        f"type(self) == int ? self >= 0 : {_QUANTITY_RULE.cel}",
-        _QUANTITY_RULE.message,
-        lambda given: given >= 0 if isinstance(given, int) else _QUANTITY_RULE.holds(given),
+    PlainValidator(_QUANTITY_RULE.check),
+    WithJsonSchema(
+        {"x-kubernetes-int-or-string": True, "maxLength": 32, "x-kubernetes-validations": [_QUANTITY_RULE.schema()]}
     ),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 32}),
 ]
 """A quantity as Kubernetes writes it: 2, "2", 500m, 16Gi."""
 
