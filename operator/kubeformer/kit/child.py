@@ -60,7 +60,7 @@ UNLABELLED = frozenset({"ConfigMap", "PersistentVolumeClaim", "Node"})
 def meta(body: Json) -> Meta:
     """The metadata of one API object."""
     m = body["metadata"]
-    owner = next((o for o in m.get("ownerReferences") or () if o.get("controller")), {})
+    owner: Json = next((o for o in m.get("ownerReferences") or () if o.get("controller")), {})
     return Meta(
         name=m["name"],
         namespace=m.get("namespace", ""),
