@@ -28,8 +28,8 @@ Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-ti
 Number = Annotated[str, Field(max_length=32)]
 """A number in status: text of four significant digits, because it can be NaN."""
 
-Count = Annotated[int, Whole, Field(ge=0, le=2**31 - 1)]
-LongCount = Annotated[int, Whole, Field(ge=0, le=2**53)]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1), Whole]
+LongCount = Annotated[int, Field(ge=0, le=2**53), Whole]
 
 _QUANTITY = matching(
     r"^[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$",
@@ -231,6 +231,6 @@ class Pod(Model):
     shared_memory: Quantity | None = None
     """Size of /dev/shm, such as 1Gi, counted as memory; left out: the container runtime's 64Mi."""
 
-    termination_grace_period_seconds: Annotated[int, Whole, Field(ge=1, le=86400)] | None = None
+    termination_grace_period_seconds: Annotated[int, Field(ge=1, le=86400), Whole] | None = None
     """How long a pod may take to stop: a worker to save a checkpoint (left out: 120), a server to finish its answers
     (left out, and at least: drainSeconds and 15)."""

@@ -6,10 +6,14 @@ from the operator's first visit. One summarises: `Succeeded` for a TrainingJob, 
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from kubeformer.api.common import Count, Time
+from pydantic import Field
+
+from kubeformer.api.common import LongCount, Time
 from kubeformer.api.rules import Lenient
+
+MAX_MESSAGE = 1024
 
 Status = Literal["True", "False", "Unknown"]
 
@@ -130,22 +134,22 @@ class DeploymentReason(Described):
 class Condition(Lenient):
     """One thing that can be said about a resource, as in metav1.Condition."""
 
-    type: str
+    type: Annotated[str, Field(max_length=64)]
     """What is said; see the table of conditions."""
 
     status: Status
     """True, False or Unknown."""
 
-    observed_generation: Count = 0
+    observed_generation: LongCount = 0
     """The generation of the spec that this is about."""
 
     last_transition_time: Time
     """When status last changed."""
 
-    reason: str
+    reason: Annotated[str, Field(max_length=128)]
     """Why, in one word; see the table of reasons."""
 
-    message: str = ""
+    message: Annotated[str, Field(max_length=MAX_MESSAGE)] = ""
     """Why, in a sentence, with the next step to take."""
 
 
@@ -160,7 +164,7 @@ def updated(
 ) -> dict[str, Any]:
     """The condition of `type` as JSON; its time stays what it was in `before` unless `status` has changed.
 
-    `now` is RFC 3339 text.
+    `now` is RFC 3339 text. A message beyond MAX_MESSAGE characters is cut, with an ellipsis.
     """
     old = next((c for c in before if c.get("type") == type), None)
     kept = old["lastTransitionTime"] if old is not None and old.get("status") == status else now
@@ -170,7 +174,7 @@ def updated(
         "observedGeneration": generation,
         "lastTransitionTime": kept,
         "reason": str(reason),
-        "message": message,
+        "message": message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…",
     }
 
 

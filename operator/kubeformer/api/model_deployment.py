@@ -12,7 +12,6 @@ from kubeformer.api.common import NAME_RULE, ObjectMeta, Pod, Resources, Trainin
 from kubeformer.api.deployment_status import ModelDeploymentStatus
 from kubeformer.api.rules import UNIQUE, Model, Rule, Transition, empty, exactly_one, matching
 from kubeformer.api.uri import WeightsUri
-from kubeformer.contract.names import API_VERSION
 
 ServedName = Annotated[
     str,
@@ -48,10 +47,10 @@ class Engine(Model):
     dtype: Literal["Auto", "Float32", "BFloat16", "Float16"] = "Auto"
     """Arithmetic. Auto: as the weights are stored."""
 
-    max_model_length: Annotated[int, Whole, Field(ge=16, le=1_048_576)] | None = None
+    max_model_length: Annotated[int, Field(ge=16, le=1_048_576), Whole] | None = None
     """Tokens of prompt and answer together, at most; left out: what the model was made for."""
 
-    max_sequences: Annotated[int, Whole, Field(ge=1, le=4096)] = 64
+    max_sequences: Annotated[int, Field(ge=1, le=4096), Whole] = 64
     """Requests worked on at once by a replica; more wait."""
 
 
@@ -66,10 +65,10 @@ class Rollout(Model):
         ),
     )
 
-    max_surge: Annotated[int, Whole, Field(ge=0, le=1000)] = 1
+    max_surge: Annotated[int, Field(ge=0, le=1000), Whole] = 1
     """Replicas beyond the number asked for, while rolling out."""
 
-    max_unavailable: Annotated[int, Whole, Field(ge=0, le=1000)] = 0
+    max_unavailable: Annotated[int, Field(ge=0, le=1000), Whole] = 0
     """Replicas below the number asked for, while rolling out."""
 
 
@@ -82,7 +81,7 @@ class Sampling(Model):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     """Only the likeliest tokens that make up this probability."""
 
-    top_k: Annotated[int, Whole, Field(ge=0, le=1_000_000)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=1_000_000), Whole] | None = None
     """Only so many of the likeliest tokens; 0: all."""
 
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -91,10 +90,10 @@ class Sampling(Model):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     """Above 1 makes tokens that are there already less likely."""
 
-    max_tokens: Annotated[int, Whole, Field(ge=1, le=1_048_576)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=1_048_576), Whole] | None = None
     """Tokens of an answer, where a request does not say."""
 
-    seed: Annotated[int, Whole, Field(ge=0, le=2**31 - 1)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1), Whole] | None = None
     """Makes answers to equal requests equal, where a request gives no seed."""
 
 
@@ -107,7 +106,7 @@ class ModelDeploymentSpec(Model):
     engine: Engine = Engine()
     """How the model is run."""
 
-    replicas: Annotated[int, Whole, Field(ge=0, le=1000)] = 1
+    replicas: Annotated[int, Field(ge=0, le=1000), Whole] = 1
     """Number of servers; kubectl scale works."""
 
     resources: Resources = empty(Resources)
@@ -116,7 +115,7 @@ class ModelDeploymentSpec(Model):
     rollout: Rollout = Rollout()
     """How a new revision takes the place of the old one."""
 
-    drain_seconds: Annotated[int, Whole, Field(ge=0, le=86400)] = 300
+    drain_seconds: Annotated[int, Field(ge=0, le=86400), Whole] = 300
     """How long a server that is to stop may go on with the answers it has begun; it takes no new requests."""
 
     sampling: Sampling = empty(Sampling)
@@ -132,7 +131,7 @@ class ModelDeployment(Model):
     RULES: ClassVar[tuple[Rule, ...]] = (NAME_RULE,)
     TRANSITIONS: ClassVar[tuple[Transition, ...]] = ()
 
-    api_version: Literal["kubeformer.dev/v1alpha1"] = API_VERSION
+    api_version: Literal["kubeformer.dev/v1alpha1"] = "kubeformer.dev/v1alpha1"
     """Version of the API."""
 
     kind: Literal["ModelDeployment"] = "ModelDeployment"

@@ -40,7 +40,7 @@ class Rule:
     def check(self, value: Any) -> Any:
         """The value itself; raises PydanticCustomError with the sentence where the rule is broken."""
         if not self.holds(value):
-            raise PydanticCustomError("rule", self.message)  # type: ignore[arg-type]
+            raise PydanticCustomError("rule", self.message)
         return value
 
     def schema(self) -> dict[str, str]:

@@ -21,14 +21,13 @@ from kubeformer.api.common import (
 from kubeformer.api.rules import Model, Rule, Transition, at_most_one, empty, exactly_one, matching
 from kubeformer.api.training_status import TrainingJobStatus
 from kubeformer.api.uri import DataUri, WeightsUri
-from kubeformer.contract.names import API_VERSION
 
 FieldName = Annotated[
     str,
     Field(min_length=1, max_length=128),
     matching(r"^[^\x00-\x1f\x7f]+$", "must be the name of a field of the rows, without control characters"),
 ]
-Percent = Annotated[int, Whole, Field(ge=0, le=100)]
+Percent = Annotated[int, Field(ge=0, le=100), Whole]
 
 
 class TextClassification(Model):
@@ -40,7 +39,7 @@ class TextClassification(Model):
     label_field: FieldName = "label"
     """Field of each row that holds the label; every value found becomes a class."""
 
-    max_length: Annotated[int, Whole, Field(ge=8, le=8192)] = 256
+    max_length: Annotated[int, Field(ge=8, le=8192), Whole] = 256
     """Tokens of a text that are read; the rest is cut off."""
 
 
@@ -50,7 +49,7 @@ class LanguageModel(Model):
     text_field: FieldName = "text"
     """Field of each row that holds the text."""
 
-    sequence_length: Annotated[int, Whole, Field(ge=16, le=32768)] = 512
+    sequence_length: Annotated[int, Field(ge=16, le=32768), Whole] = 512
     """Tokens of a training sequence; texts are packed one after the other."""
 
 
@@ -89,19 +88,19 @@ class Architecture(Model):
         ),
     )
 
-    layers: Annotated[int, Whole, Field(ge=1, le=128)] = 2
+    layers: Annotated[int, Field(ge=1, le=128), Whole] = 2
     """Blocks, one after the other."""
 
-    width: Annotated[int, Whole, Field(ge=8, le=16384)] = 128
+    width: Annotated[int, Field(ge=8, le=16384), Whole] = 128
     """Size of the vector that stands for a token; a multiple of heads."""
 
-    heads: Annotated[int, Whole, Field(ge=1, le=256)] = 4
+    heads: Annotated[int, Field(ge=1, le=256), Whole] = 4
     """Heads of attention."""
 
-    key_value_heads: Annotated[int, Whole, Field(ge=1, le=256)] | None = None
+    key_value_heads: Annotated[int, Field(ge=1, le=256), Whole] | None = None
     """Heads of keys and values, shared by equal groups of heads; left out: as many as heads."""
 
-    mlp_width: Annotated[int, Whole, Field(ge=8, le=131072)] | None = None
+    mlp_width: Annotated[int, Field(ge=8, le=131072), Whole] | None = None
     """Width inside the feed-forward part; left out: four times width."""
 
     activation: Literal["ReLU", "GELU", "SwiGLU"] = "GELU"
@@ -142,7 +141,7 @@ class Deduplicate(Model):
     method: Literal["Exact", "Near", "None"] | None = None
     """Exact: equal texts; Near: similar ones too; None: keep all. Left out: Near with similarityPercent, else Exact."""
 
-    similarity_percent: Annotated[int, Whole, Field(ge=50, le=99)] | None = None
+    similarity_percent: Annotated[int, Field(ge=50, le=99), Whole] | None = None
     """How many of two texts' word sequences have to be shared to count as one; with Near, left out: 80."""
 
 
@@ -155,7 +154,7 @@ class Prepare(Model):
     deduplicate: Deduplicate = empty(Deduplicate)
     """Dropping of rows that repeat others, so that no text is in training and validation both."""
 
-    min_characters: Annotated[int, Whole, Field(ge=0, le=1_000_000)] = 1
+    min_characters: Annotated[int, Field(ge=0, le=1_000_000), Whole] = 1
     """Rows with a shorter text are dropped."""
 
     max_bad_rows_percent: Percent = 1
@@ -169,7 +168,7 @@ class Validation(Model):
         exactly_one("percent", "uri", where="spec.data.validation", example="percent: 10"),
     )
 
-    percent: Annotated[int, Whole, Field(ge=1, le=90)] | None = None
+    percent: Annotated[int, Field(ge=1, le=90), Whole] | None = None
     """Share of the rows of data.uri, chosen by the seed."""
 
     uri: DataUri | None = None
@@ -189,7 +188,7 @@ class TrainTokenizer(Model):
     algorithm: Literal["BPE"] = "BPE"
     """Byte pair encoding over bytes: no text is unknown to it."""
 
-    vocabulary_size: Annotated[int, Whole, Field(ge=300, le=262144)] = 8192
+    vocabulary_size: Annotated[int, Field(ge=300, le=262144), Whole] = 8192
     """Tokens of the vocabulary, at most."""
 
 
@@ -255,7 +254,7 @@ class Objective(Model):
 class EarlyStopping(Model):
     """Stop when the objective no longer improves."""
 
-    patience: Annotated[int, Whole, Field(ge=1, le=1000)] = 3
+    patience: Annotated[int, Field(ge=1, le=1000), Whole] = 3
     """Evaluations in a row without improvement after which training stops."""
 
     min_delta: Annotated[float, Field(ge=0, le=1000)] = 0.0
@@ -267,10 +266,10 @@ class Evaluation(Model):
 
     RULES: ClassVar[tuple[Rule, ...]] = (at_most_one("everyEpochs", "everySteps", where="spec.training.evaluation"),)
 
-    every_epochs: Annotated[int, Whole, Field(ge=1, le=10_000)] | None = None
+    every_epochs: Annotated[int, Field(ge=1, le=10_000), Whole] | None = None
     """Score after so many epochs; left out, with everySteps left out: 1."""
 
-    every_steps: Annotated[int, Whole, Field(ge=1, le=100_000_000)] | None = None
+    every_steps: Annotated[int, Field(ge=1, le=100_000_000), Whole] | None = None
     """Score after so many optimiser steps instead."""
 
     early_stopping: EarlyStopping | None = None
@@ -282,13 +281,13 @@ class Training(Model):
 
     RULES: ClassVar[tuple[Rule, ...]] = (at_most_one("epochs", "steps", where="spec.training"),)
 
-    epochs: Annotated[int, Whole, Field(ge=1, le=100_000)] | None = None
+    epochs: Annotated[int, Field(ge=1, le=100_000), Whole] | None = None
     """Passes over the training rows; left out, with steps left out: 3."""
 
-    steps: Annotated[int, Whole, Field(ge=1, le=100_000_000)] | None = None
+    steps: Annotated[int, Field(ge=1, le=100_000_000), Whole] | None = None
     """Optimiser steps instead of epochs."""
 
-    batch_size: Annotated[int, Whole, Field(ge=1, le=1_000_000)] = 32
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000), Whole] = 32
     """Rows (packed sequences, for languageModel) an optimiser step, over all workers together, however many."""
 
     learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
@@ -309,17 +308,17 @@ class Training(Model):
     precision: Literal["Auto", "Float32", "BFloat16"] = "Auto"
     """Arithmetic of the forward and backward pass. Auto: BFloat16 on GPUs that have it, else Float32."""
 
-    seed: Annotated[int, Whole, Field(ge=0, le=2**31 - 1)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1), Whole] = 0
     """Seed of initial weights, split and order of rows; the same seed gives the same split."""
 
 
 class Workers(Model):
     """The pods that train together."""
 
-    replicas: Annotated[int, Whole, Field(ge=1, le=1024)] = 1
+    replicas: Annotated[int, Field(ge=1, le=1024), Whole] = 1
     """Number of pods."""
 
-    processes_per_worker: Annotated[int, Whole, Field(ge=1, le=64)] = 1
+    processes_per_worker: Annotated[int, Field(ge=1, le=64), Whole] = 1
     """Training processes in each pod: one a GPU, or one on CPU."""
 
     resources: Resources = empty(Resources)
@@ -329,10 +328,10 @@ class Workers(Model):
 class Checkpoint(Model):
     """How training state is saved, to go on from after a fault or suspension."""
 
-    interval_seconds: Annotated[int, Whole, Field(ge=1, le=86400)] = 300
+    interval_seconds: Annotated[int, Field(ge=1, le=86400), Whole] = 300
     """Time between checkpoints. A change holds from the workers' next start."""
 
-    keep: Annotated[int, Whole, Field(ge=1, le=100)] = 3
+    keep: Annotated[int, Field(ge=1, le=100), Whole] = 3
     """Checkpoints kept, the best one beside them. A change holds from the workers' next start."""
 
     storage: Storage | None = None
@@ -342,10 +341,10 @@ class Checkpoint(Model):
 class Recovery(Model):
     """What is done about faults. Voluntary stops (suspension, eviction) never count."""
 
-    max_restarts: Annotated[int, Whole, Field(ge=0, le=1000)] = 10
+    max_restarts: Annotated[int, Field(ge=0, le=1000), Whole] = 10
     """Faults after which the job fails."""
 
-    hang_timeout_seconds: Annotated[int, Whole, Field(ge=5, le=86400)] = 600
+    hang_timeout_seconds: Annotated[int, Field(ge=5, le=86400), Whole] = 600
     """Time without a sign of life from training after which its processes are started again."""
 
 
@@ -410,10 +409,10 @@ class TrainingJobSpec(Model):
     suspend: bool = False
     """Save a checkpoint and stop the workers; false again goes on from there."""
 
-    active_deadline_seconds: Annotated[int, Whole, Field(ge=1, le=31_536_000)] | None = None
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000), Whole] | None = None
     """The job fails when it has been active this long; waiting for others and suspension do not count."""
 
-    ttl_seconds_after_finished: Annotated[int, Whole, Field(ge=0, le=31_536_000)] | None = None
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000), Whole] | None = None
     """The job is deleted this long after it finished (its model stays); left out: never."""
 
     pod: Pod = empty(Pod)
@@ -460,7 +459,7 @@ class TrainingJob(Model):
     )
     """Until status.startTime everything may be edited, so that a job refused for its data is mended in place."""
 
-    api_version: Literal["kubeformer.dev/v1alpha1"] = API_VERSION
+    api_version: Literal["kubeformer.dev/v1alpha1"] = "kubeformer.dev/v1alpha1"
     """Version of the API."""
 
     kind: Literal["TrainingJob"] = "TrainingJob"
