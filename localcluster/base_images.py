@@ -7,13 +7,14 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from localcluster import oci
+from localcluster import oci, packages
 from localcluster.binaries import PARTS, architecture, folder_of, program, version_of
 from localcluster.components import Cluster, Component, Stage
 from localcluster.errors import ClusterError
 from localcluster.layout import Node
 
 PAUSE_IMAGE = "kubeformer.local/pause:1"
+COMPILER = {"cc": "gcc", "/usr/include/stdlib.h": "libc6-dev"}
 PAUSE_SOURCE = Path(__file__).with_name("pause.c")
 
 
@@ -49,6 +50,7 @@ def build_pause(cluster: Cluster) -> Path:
     target = cluster.layout.binaries / "pause-1" / "pause"
     if target.exists():
         return target
+    packages.install(cluster.report, COMPILER)
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
         raise ClusterError("A C compiler is missing, for the pause image; run `apt-get install gcc libc6-dev`.")
@@ -81,3 +83,10 @@ class BaseImages(Component):
             if not archive.exists():
                 oci.archive(archive, image, {source.name: source}, [f"/{source.name}"], architecture())
             import_image(cluster, archive)
+
+    def ready(self, cluster: Cluster) -> str:
+        for node in cluster.layout.nodes:
+            for image in (PAUSE_IMAGE, coredns_image()):
+                if not has_image(node, image):
+                    return f"{node.name} has no image {image}"
+        return ""

@@ -31,6 +31,7 @@ OFFICIAL_HOSTS: Mapping[str, str] = {
     "etcd": "https://github.com",
     "coredns": "https://github.com",
     "helm": "https://get.helm.sh",
+    "kind": "https://kind.sigs.k8s.io",
 }
 """Where the projects publish their releases."""
 
@@ -47,7 +48,7 @@ class Download:
     Attributes:
         path: of the file, below the host.
         checksum: path of the file with its SHA-256.
-        members: name in the archive to program; empty when the file is the program itself.
+        members: name in the archive to program; with "" as name, the file itself is the program.
     """
 
     path: str
@@ -78,7 +79,7 @@ class Part:
 
 def _kubernetes_downloads(version: str, arch: str) -> tuple[Download, ...]:
     root = f"/release/{version}/bin/linux/{arch}"
-    return tuple(Download(f"{root}/{name}", f"{root}/{name}.sha256", {}) for name in KUBERNETES)
+    return tuple(Download(f"{root}/{name}", f"{root}/{name}.sha256", {"": name}) for name in KUBERNETES)
 
 
 def _etcd_downloads(version: str, arch: str) -> tuple[Download, ...]:
@@ -94,6 +95,11 @@ def _coredns_downloads(version: str, arch: str) -> tuple[Download, ...]:
 def _helm_downloads(version: str, arch: str) -> tuple[Download, ...]:
     file = f"/helm-{version}-linux-{arch}.tar.gz"
     return (Download(file, f"{file}.sha256sum", {f"linux-{arch}/helm": "helm"}),)
+
+
+def _kind_downloads(version: str, arch: str) -> tuple[Download, ...]:
+    file = f"/dl/{version}/kind-linux-{arch}"
+    return (Download(file, f"{file}.sha256sum", {"": "kind"}),)
 
 
 KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
@@ -132,6 +138,7 @@ PARTS: Mapping[str, Part] = {
             ("version", "--short"),
             _helm_downloads,
         ),
+        Part("kind", "sigs.k8s.io/kind", {"kind": "sigs.k8s.io/kind"}, {}, ("version",), _kind_downloads),
     )
 }  # fmt: skip
 
@@ -207,7 +214,7 @@ def says_version(path: str, part: Part, version: str) -> bool:
 
 
 def from_machine(part: Part, version: str, folder: Path, environment: Mapping[str, str], report: Report) -> bool:
-    """Links the part's programs into the folder if all of them are on the machine in this version."""
+    """Copies the part's programs into the folder if all of them are on the machine in this version."""
     search = os.pathsep.join(filter(None, (environment.get("KUBEBUILDER_ASSETS", ""), environment.get("PATH", ""))))
     found = {name: shutil.which(name, path=search) for name in part.packages}
     paths = {name: path for name, path in found.items() if path and says_version(path, part, version)}
@@ -261,8 +268,8 @@ def from_release(part: Part, version: str, folder: Path, report: Report, read: F
         name = Path(download.path).name
         if hashlib.sha256(data).hexdigest() != expected_digest(checksum, name):
             raise ClusterError(f"{host}{download.path} does not have its published checksum; try again, or report it to {host}.")
-        if not download.members:
-            _write_program(folder / name, data)
+        if "" in download.members:
+            _write_program(folder / download.members[""], data)
             continue
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             for member, target in download.members.items():

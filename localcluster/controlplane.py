@@ -165,6 +165,10 @@ class KubeletAccess(Component):
     name = "kubelet-access"
     stage = Stage.CONTROL
 
+    def ready(self, cluster: Cluster) -> str:
+        found = cluster.api().find("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/kubeformer:kubelet-clients")
+        return "" if found else "the API server may not read logs from kubelets"
+
     def prepare(self, cluster: Cluster) -> None:
         cluster.api().apply(
             {

@@ -147,6 +147,13 @@ class Network(Component):
             ip("route", "replace", target, "dev", node.bridge, "src", node.address)
         nft(masquerade_rules())
 
+    def ready(self, cluster: Cluster) -> str:
+        present = {link["ifname"]: link for link in links()}
+        for node in cluster.layout.nodes:
+            if node.address not in addresses(present.get(node.bridge, {})):
+                return f"no device {node.bridge} with address {node.address}"
+        return ""
+
     def clean(self, cluster: Cluster) -> None:
         for family, name in (("ip", TABLE), *KUBE_PROXY_TABLES):
             delete_table(family, name)

@@ -113,6 +113,10 @@ def remove_leftovers(layout: Layout) -> None:
         with contextlib.suppress(OSError):
             if link.is_symlink() and Path(os.readlink(link)).is_relative_to(layout.cluster):
                 link.unlink()
+    # Where every kubelet puts its socket for device plugins; a kubelet of somebody else keeps more than that here.
+    with contextlib.suppress(OSError):
+        if os.listdir("/var/lib/kubelet") == ["device-plugins"]:
+            shutil.rmtree("/var/lib/kubelet")
     for folder in ("/run/containerd/s", "/run/containerd", "/var/lib/cni/results", "/var/lib/cni", "/var/log/containers"):
         with contextlib.suppress(OSError):
             os.rmdir(folder)  # only if empty

@@ -16,6 +16,7 @@ from localcluster.components import REPOSITORY, Cluster, Command, Component, Sta
 from localcluster.controlplane import ApiServer, ControllerManager, Etcd, KubeletAccess, Scheduler
 from localcluster.dns import Dns
 from localcluster.errors import ClusterError
+from localcluster.kind import kind_up
 from localcluster.network import Network, foreign_routes, ip
 from localcluster.node import Containerd, Kubelet, KubeProxy
 from localcluster.processes import Processes, processes_of
@@ -136,35 +137,48 @@ def start_all(cluster: Cluster, components: Sequence[Component]) -> None:
 
 
 def up(cluster: Cluster) -> None:
-    """Brings the local cluster up.
+    """Brings the cluster up, of whichever engine.
+
+    Raises:
+        ClusterError: with what to do.
+    """
+    if cluster.engine == "current":
+        version = cluster.api().get("/version")["gitVersion"]
+        cluster.report.say(f"         CLUSTER=current: using {cluster.kubeconfig}, Kubernetes {version}")
+        return
+    with only_one(cluster):
+        start = time.monotonic()
+        if cluster.engine == "kind":
+            kind_up(cluster)
+            processes_of(cluster.layout).start("supervisor", supervisor_command(cluster))
+            start_all(cluster, all_components("kind"))
+        else:
+            local_up(cluster)
+        for settled in load_extensions().settled:
+            settled(cluster)
+        cluster.report.say(f"{time.monotonic() - start:5.1f} s  the cluster is up; export KUBECONFIG={cluster.kubeconfig}")
+
+
+def local_up(cluster: Cluster) -> None:
+    """Brings the cluster without a container engine up; the lock is held.
 
     Raises:
         ClusterError: with what to do.
     """
     checks.require_root()
-    with only_one(cluster):
-        start = time.monotonic()
-        checks.require_disk(cluster)
-        packages.install(cluster.report)
-        binaries.ensure(cluster, *checks.NEEDED_PARTS)
-        processes = processes_of(cluster.layout)
-        checks.require_ports(cluster, processes)
-        taken = foreign_routes(cluster.layout, _routes())
-        if taken:
-            raise ClusterError(f"The cluster's addresses are in use on this machine ({taken[0]}); end what uses them.")
-        if not pki.valid(cluster.layout.keys, cluster.layout.nodes):
-            with cluster.report.step("keys and certificates made"):
-                pki.ensure_keys(cluster.layout)
-        processes.start("supervisor", supervisor_command(cluster))
-        start_all(cluster, all_components("local"))
-        finish(cluster)
-        cluster.report.say(f"{time.monotonic() - start:5.1f} s  the cluster is up; export KUBECONFIG={cluster.layout.kubeconfig}")
-
-
-def finish(cluster: Cluster) -> None:
-    """Runs the extensions' last steps, for objects in the cluster."""
-    for settled in load_extensions().settled:
-        settled(cluster)
+    checks.require_disk(cluster)
+    packages.install(cluster.report)
+    binaries.ensure(cluster, *checks.NEEDED_PARTS)
+    processes = processes_of(cluster.layout)
+    checks.require_ports(cluster, processes)
+    taken = foreign_routes(cluster.layout, _routes())
+    if taken:
+        raise ClusterError(f"The cluster's addresses are in use on this machine ({taken[0]}); end what uses them.")
+    if not pki.valid(cluster.layout.keys, cluster.layout.nodes):
+        with cluster.report.step("keys and certificates made"):
+            pki.ensure_keys(cluster.layout)
+    processes.start("supervisor", supervisor_command(cluster))
+    start_all(cluster, all_components("local"))
 
 
 def _routes() -> list[dict[str, str]]:

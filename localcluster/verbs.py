@@ -8,6 +8,7 @@ import time
 from localcluster import binaries, checks
 from localcluster.components import Cluster, Verb
 from localcluster.errors import ClusterError
+from localcluster.kind import kind_down
 from localcluster.processes import processes_of, start_time
 from localcluster.teardown import purge, tear_down
 from localcluster.up import all_components, only_one, start_component, up
@@ -19,9 +20,13 @@ def run_up(cluster: Cluster, options: argparse.Namespace) -> int:
 
 
 def run_down(cluster: Cluster, options: argparse.Namespace) -> int:
+    if cluster.engine == "current":
+        raise ClusterError("CLUSTER=current is somebody's cluster, and `down` does not end it; unset CLUSTER to end the local one.")
     checks.require_root()
-    components = all_components("local")
+    components = all_components(cluster.engine)
     with only_one(cluster):
+        if cluster.engine == "kind":
+            kind_down(cluster)
         tear_down(cluster, components)
         if options.purge:
             purge(cluster, components)
@@ -32,7 +37,7 @@ def run_status(cluster: Cluster, options: argparse.Namespace) -> int:
     """Prints a line a component. Exit code 0 if all are ready, else 3."""
     processes = processes_of(cluster.layout)
     code = 0
-    for component in all_components("local"):
+    for component in all_components(cluster.engine):
         record = processes.alive(component.name)
         try:
             missing = component.ready(cluster)
@@ -87,7 +92,7 @@ def run_restart(cluster: Cluster, options: argparse.Namespace) -> int:
     """Kills it if it runs, starts it, waits until it is ready."""
     processes = processes_of(cluster.layout)
     name = _component(cluster, options.component)
-    component = next(part for part in all_components("local") if part.name == name)
+    component = next(part for part in all_components(cluster.engine) if part.name == name)
     with cluster.report.step(f"{name} restarted"):
         record = processes.alive(name)
         if record:
@@ -100,7 +105,7 @@ def run_restart(cluster: Cluster, options: argparse.Namespace) -> int:
 
 
 def _component(cluster: Cluster, name: str) -> str:
-    known = [part.name for part in all_components("local") if part.command(cluster) is not None]
+    known = [part.name for part in all_components(cluster.engine) if part.command(cluster) is not None]
     if name not in known:
         raise ClusterError(f"There is no component {name!r}; components are {', '.join(known)}.")
     return name
