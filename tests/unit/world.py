@@ -223,9 +223,7 @@ class World:
             containerStatuses=[
                 {
                     "name": "worker",
-                    "state": {
-                        "terminated": {"exitCode": exit_code, "message": text, "finishedAt": rfc3339(self.now)}
-                    },
+                    "state": {"terminated": {"exitCode": exit_code, "message": text, "finishedAt": rfc3339(self.now)}},
                 }
             ],
         )

@@ -35,6 +35,7 @@ class JobCondition(Described):
 
     SUCCEEDED = "Succeeded", "The summary: True when the model is published, False when the job has failed for good."
     VALID = "Valid", "What the job refers to exists and fits together; False says what to mend."
+    ADMITTED = "Admitted", "Workers may run; False names what holds them back: a model, room on a node, suspension."
     RUNNING = "Running", "All workers are up."
     PROGRESSING = "Progressing", "Training moves on; False when it waits for something or a worker hangs."
     CHECKPOINTED = "Checkpointed", "A checkpoint is safely on storage; training goes on from there after a fault."
@@ -74,6 +75,7 @@ class JobReason(Described):
     WAITING_FOR_MODEL = "WaitingForModel", "The TrainingJob that spec.model names has not published its model yet."
     WAITING_FOR_STORAGE = "WaitingForStorage", "A claim is not bound yet."
     WAITING_FOR_WORKERS = "WaitingForWorkers", "Not all workers are up yet."
+    INSUFFICIENT_CAPACITY = "InsufficientCapacity", "No node is big enough for a worker, even when it is empty."
     UNSCHEDULABLE = "Unschedulable", "No node has room for a worker, or none that it may run on."
     IMAGE_PULL_FAILED = "ImagePullFailed", "The image of the workers cannot be pulled."
     CONTAINER_FAILED = "ContainerFailed", "The container of a worker cannot be started."
@@ -117,6 +119,7 @@ class DeploymentReason(Described):
     # What it waits for.
     WAITING_FOR_MODEL = "WaitingForModel", "The TrainingJob that spec.model names has not published its model yet."
     MODEL_FOUND = "ModelFound", "The model is known; status.lineage says where it is from."
+    INSUFFICIENT_CAPACITY = "InsufficientCapacity", "No node is big enough for a replica, even when it is empty."
     UNSCHEDULABLE = "Unschedulable", "No node has room for a replica, or none that it may run on."
     IMAGE_PULL_FAILED = "ImagePullFailed", "The image of the servers cannot be pulled."
     CONTAINER_FAILED = "ContainerFailed", "A server cannot be started or stops again and again."

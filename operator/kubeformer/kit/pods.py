@@ -44,10 +44,10 @@ def container(
     image: str,
     command: Sequence[str],
     env: Sequence[Json],
-    env_from: Sequence[Json] = (),
     ports: Mapping[str, int],
     resources: Json,
     mounts: Mounts,
+    shared_memory: bool,
     settings: OperatorSettings,
 ) -> Object:
     """The one container of a pod, able to write nowhere but where `volumes` says."""
@@ -55,15 +55,16 @@ def container(
         {"name": "settings", "mountPath": names.SETTINGS_DIRECTORY, "readOnly": True},
         {"name": "scratch", "mountPath": names.SCRATCH_DIRECTORY},
         {"name": "tmp", "mountPath": "/tmp"},
-        {"name": "shm", "mountPath": "/dev/shm"},
     ]
+    if shared_memory:
+        volume_mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     for claim, written in sorted(mounts.claims.items()):
         mount: Object = {"name": _volume("claim", claim, mounts), "mountPath": f"{names.CLAIMS_DIRECTORY}/{claim}"}
         volume_mounts.append(mount if written else mount | {"readOnly": True})
     for config_map in sorted(mounts.config_maps):
         path = f"{names.CONFIG_MAPS_DIRECTORY}/{config_map}"
         volume_mounts.append({"name": _volume("map", config_map, mounts), "mountPath": path, "readOnly": True})
-    built: Object = {
+    return {
         "name": name,
         "image": image,
         "imagePullPolicy": settings.image_pull_policy,
@@ -81,22 +82,17 @@ def container(
         "terminationMessagePolicy": "File",
         "volumeMounts": volume_mounts,
     }
-    if env_from:
-        built["envFrom"] = [dict(e) for e in env_from]
-    return built
 
 
 def volumes(mounts: Mounts, settings_map: str, shared_memory: str | None = None) -> list[Object]:
-    """The volumes that `container` mounts. `shared_memory` is the size of /dev/shm; None: what the pod may use."""
-    shm: Object = {"medium": "Memory"}
-    if shared_memory:
-        shm["sizeLimit"] = shared_memory
+    """The volumes that `container` mounts. `shared_memory` is the size of /dev/shm; None: the runtime's own."""
     found: list[Object] = [
         {"name": "settings", "configMap": {"name": settings_map}},
         {"name": "scratch", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
-        {"name": "shm", "emptyDir": shm},
     ]
+    if shared_memory is not None:
+        found.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shared_memory}})
     for claim in sorted(mounts.claims):
         found.append({"name": _volume("claim", claim, mounts), "persistentVolumeClaim": {"claimName": claim}})
     for config_map in sorted(mounts.config_maps):
@@ -141,7 +137,7 @@ def pod_spec(
     secrets += [dict(s) for s in options.get("imagePullSecrets") or () if dict(s) not in secrets]
     if secrets:
         spec["imagePullSecrets"] = secrets
-    for field in ("nodeSelector", "tolerations", "priorityClassName", "runtimeClassName", "serviceAccountName"):
+    for field in ("nodeSelector", "tolerations", "priorityClassName", "runtimeClassName"):
         if options.get(field):
             spec[field] = options[field]
     return spec
