@@ -1,21 +1,25 @@
 """Shapes that both kinds share: metadata, references, resources, the pod, and how status writes numbers."""
 
 import math
+import re
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from kubeformer.api.rules import (
+    SUBDOMAIN,
     Lenient,
     Model,
     Name,
     ResourceName,
     Rule,
     avoiding,
+    cel_text,
     empty,
     keyed_by,
     matching,
     whole,
+    without_nulls,
 )
 from kubeformer.api.uri import StorageUri
 from kubeformer.contract.names import GROUP, RESERVED_ENV_NAMES, RESERVED_ENV_PREFIXES
@@ -53,8 +57,29 @@ Quantity = Annotated[
 ]
 """A quantity as Kubernetes writes it: 2, "2", 500m, 16Gi."""
 
-ResourceMap = Annotated[dict[str, Quantity], Field(max_length=16)]
-NodeSelector = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=16)]
+_LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+LabelValue = Annotated[
+    str,
+    Field(max_length=63),
+    matching(_LABEL_VALUE, "must be letters, digits, -, _ and ., beginning and ending with a letter or digit"),
+]
+
+_SEGMENT = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+_KEY = f"^({SUBDOMAIN}/)?{_SEGMENT}$"
+_KEY_FOUND = re.compile(_KEY.replace("$", r"\Z"))
+
+
+def _keys(what: str) -> Rule:
+    """The rule that a map's keys are qualified names, as of labels."""
+    return Rule(
+        f"self.all(k, k.matches({cel_text(_KEY)}))",
+        f"every {what} must be a name of at most 63 letters, digits, -, _ and ., after a domain and a slash or without",
+        lambda given: all(_KEY_FOUND.search(key) for key in given),
+    )
+
+
+ResourceMap = Annotated[dict[str, Quantity], Field(max_length=16), BeforeValidator(without_nulls), _keys("resource")]
+NodeSelector = Annotated[dict[str, LabelValue], Field(max_length=16), BeforeValidator(without_nulls), _keys("key")]
 
 
 def significant(value: float) -> str:
@@ -183,19 +208,19 @@ class EnvVar(Model):
     """Its value."""
 
 
-_LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 _OURS = Rule(
     f"self.all(k, !k.startsWith('{GROUP}/') && !k.startsWith('app.kubernetes.io/'))",
     f"keys beginning with {GROUP}/ and app.kubernetes.io/ are set by Kubeformer itself",
     lambda labels: not any(k.startswith((f"{GROUP}/", "app.kubernetes.io/")) for k in labels),
 )
-LabelValue = Annotated[
-    str,
-    Field(max_length=63),
-    matching(_LABEL_VALUE, "must be letters, digits, -, _ and ., beginning and ending with a letter or digit"),
+Labels = Annotated[dict[str, LabelValue], Field(max_length=32), BeforeValidator(without_nulls), _OURS, _keys("key")]
+Annotations = Annotated[
+    dict[str, Annotated[str, Field(max_length=4096)]],
+    Field(max_length=32),
+    BeforeValidator(without_nulls),
+    _OURS,
+    _keys("key"),
 ]
-Labels = Annotated[dict[str, LabelValue], Field(max_length=32), _OURS]
-Annotations = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=32), _OURS]
 
 
 class Pod(Model):

@@ -232,7 +232,8 @@ def _object(node: Schema, definitions: Mapping[str, Any], path: str) -> None:
                 raise SchemaError(f"{path}.{name}: has no description")
             node["properties"][name] = member
         if "default" in node:
-            node["default"] = _beyond(node["default"], node)
+            # In full: the API server checks a default against the rules before it fills in the members' defaults.
+            node["default"] = _without_nulls(node["default"])
     elif isinstance(node.get("additionalProperties"), Mapping):
         _need(node, "maxProperties", path)
         node["additionalProperties"] = structural(node["additionalProperties"], definitions, f"{path}{{}}")
@@ -240,22 +241,10 @@ def _object(node: Schema, definitions: Mapping[str, Any], path: str) -> None:
         raise SchemaError(f"{path}: an object without members")
 
 
-def _beyond(value: Schema, schema: Schema) -> Schema:
-    """The part of a default that the members' own defaults do not give anyway."""
-    members = schema["properties"]
-    return {
-        name: _beyond(item, members[name]) if isinstance(item, dict) and "properties" in members[name] else item
-        for name, item in value.items()
-        if not _given_anyway(item, members[name])
-    }
-
-
-def _given_anyway(item: Any, member: Schema) -> bool:
-    if "default" not in member:
-        return False
-    if isinstance(item, dict) and "properties" in member:
-        return bool(_beyond(item, member) == member["default"])
-    return bool(item == member["default"])
+def _without_nulls(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_nulls(item) for name, item in value.items() if item is not None}
 
 
 def _need(node: Schema, key: str, path: str) -> None:

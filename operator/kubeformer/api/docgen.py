@@ -90,9 +90,22 @@ def _rules(node: Schema, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _default(member: Schema) -> str:
-    if "default" not in member or member["default"] == {}:
+    if "default" not in member:
         return ""
-    return _code(json.dumps(member["default"]).strip('"'))
+    value = member["default"]
+    if "properties" in member:
+        value = _beyond(value, member)
+    return "" if value == {} else _code(json.dumps(value).strip('"'))
+
+
+def _beyond(value: Schema, schema: Schema) -> Schema:
+    """The part of an object's default that the rows of its members do not show anyway."""
+    members = schema["properties"]
+    return {
+        name: item
+        for name, item in value.items()
+        if name not in members or ("default" not in members[name] or members[name]["default"] != item)
+    }
 
 
 def _type(member: Schema) -> str:

@@ -208,15 +208,23 @@ def empty(factory: Callable[[], Any]) -> Any:
 
 
 def whole(value: Any) -> Any:
-    """JSON's 3.0 is the integer 3, for the API server and so for us."""
+    """The integer 3 for JSON's 3.0: the API server stores some of those as they are (kubectl never sends them)."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
+
+def without_nulls(value: Any) -> Any:
+    """A map without its nulls, which the API server drops."""
+    return {key: item for key, item in value.items() if item is not None} if isinstance(value, Mapping) else value
+
+
+SUBDOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+"""Pattern of the name of most objects of Kubernetes."""
 
 Name = Annotated[
     str,
     Field(min_length=1, max_length=253),
     matching(
-        r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+        f"^{SUBDOMAIN}$",
         "must be the name of a Kubernetes object: lower-case letters, digits, - and .",
     ),
 ]

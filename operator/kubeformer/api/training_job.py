@@ -8,6 +8,7 @@ stands in status.resolved.
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
+from pydantic.alias_generators import to_snake
 
 from kubeformer.api.common import (
     NAME_RULE,
@@ -419,24 +420,23 @@ class TrainingJobSpec(Model):
     """What may be said about the worker pods."""
 
 
-def _frozen(field: str, read: str | None = None) -> Transition:
-    """Once training has started, `field` (a JSON path below spec) stays what it was.
-
-    CEL's optional selection makes "absent then and now" equal.
-    """
-    head, *rest = field.split(".")
-    path = "".join(f".?{step}" for step in (head, *rest))
-    steps = (read or field).split(".")
+def _frozen(*steps: str) -> Transition:
+    """Once training has started, the member that `steps` (JSON names below spec) lead to stays what it was."""
+    path = ".".join(steps)
+    names = [to_snake(step) for step in steps]
 
     def value(job: "TrainingJob") -> Any:
         found: Any = job.spec
-        for step in steps:
-            found = getattr(found, step)
+        for name in names:
+            found = getattr(found, name)
         return found
 
+    # Not CEL's optional selection (self.spec.?model == oldSelf.spec.?model): its cost is estimated as unbounded.
+    new, old = f"self.spec.{path}", f"oldSelf.spec.{path}"
+    same = f"has({new}) ? has({old}) && {new} == {old} : !has({old})"
     return Transition(
-        f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || self.spec{path} == oldSelf.spec{path}",
-        f"spec.{field} cannot change once training has started; make a new TrainingJob, "
+        f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || ({same})",
+        f"spec.{path} cannot change once training has started; make a new TrainingJob, "
         "which can go on from this one's model by model.trainingJobRef",
         lambda old, new: not old.status.start_time or value(old) == value(new),
     )
@@ -453,7 +453,7 @@ class TrainingJob(Model):
         _frozen("data"),
         _frozen("training"),
         _frozen("workers"),
-        _frozen("checkpoint.storage"),
+        _frozen("checkpoint", "storage"),
         _frozen("output"),
         _frozen("pod"),
     )

@@ -12,16 +12,15 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_core import PydanticCustomError
 
-from kubeformer.api.rules import Rule, avoiding, matching
+from kubeformer.api.rules import SUBDOMAIN, Rule, avoiding, matching
 
 MAX_LENGTH = 1024
 
-_NAME = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 _SCHEMES = "other places (s3://, hf://, https://, oci://, file paths) are not supported in this version"
 
 # A step of a path is any text without these; globs are told apart below.
-_SHAPE_PVC = rf"^pvc://{_NAME}(/[^/]+)*$"
-_SHAPE_CONFIG_MAP = rf"^configmap://{_NAME}/[-._a-zA-Z0-9]+$"
+_SHAPE_PVC = rf"^pvc://{SUBDOMAIN}(/[^/]+)*$"
+_SHAPE_CONFIG_MAP = rf"^configmap://{SUBDOMAIN}/[-._a-zA-Z0-9]+$"
 
 _NO_USER = avoiding(r"^[a-z0-9+.-]*://[^/]*@", "must not hold a user name; mount what needs credentials as a claim")
 _NO_QUERY = avoiding(r"[?#]", "must not hold a query or a fragment (? or #)")
