@@ -40,7 +40,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class LlamaConfig:
-    """A Llama-family decoder. `width` = hidden_size, `head_width` = head_dim, `max_length` = max_position_embeddings."""
+    """A Llama-family decoder; Hugging Face's words: hidden_size, head_dim, max_position_embeddings and so on."""
 
     vocabulary_size: int
     width: int
@@ -180,7 +180,9 @@ class ClassifierConfig:
             raise ModelError(f"{CONFIG_FILE}: id2label has no entry for class {error}; number them from 0") from None
         activation, positions = document.get("hidden_act", "GELU"), document.get("positions", "Rotary")
         if activation not in get_args(Activation):
-            raise ModelError(f"{CONFIG_FILE}: hidden_act is {activation!r}; known are {', '.join(get_args(Activation))}")
+            raise ModelError(
+                f"{CONFIG_FILE}: hidden_act is {activation!r}; known are {', '.join(get_args(Activation))}"
+            )
         if positions not in get_args(Positions):
             raise ModelError(f"{CONFIG_FILE}: positions is {positions!r}; known are {', '.join(get_args(Positions))}")
         heads = _integer(document, "num_attention_heads")

@@ -6,6 +6,7 @@ from, carries that name and so lies outside of it.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from kubeformer.contract.names import Reason
@@ -49,11 +50,17 @@ def digest(directory: str | Path) -> str:
     files = model_files(directory)
     if not files:
         raise ModelError(f"{directory} holds no model (no config.json, no *.safetensors)", Reason.MODEL_NOT_FOUND)
-    whole = hashlib.sha256()
-    for path in files:
-        # One line a file, as sha256sum prints it, so that the digest can be checked without this code.
-        whole.update(f"{file_digest(path)}  {path.name}\n".encode())
-    return f"sha256:{whole.hexdigest()}"
+    return digest_of_files({path.name: file_digest(path) for path in files})
+
+
+def digest_of_files(digests: Mapping[str, str]) -> str:
+    """One digest over those of files by name.
+
+    It hashes one line a file, sorted, as `sha256sum` prints them, so it can be checked without this code:
+    LC_ALL=C; sha256sum FILES... | sort -k2 | sha256sum
+    """
+    lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
 def file_digest(path: Path) -> str:

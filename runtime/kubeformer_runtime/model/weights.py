@@ -1,8 +1,8 @@
 """Weights in and out of a model directory: safetensors, whole or sharded, under Hugging Face's names.
 
-    loaded = load("/models/spam", torch.float32, "cpu")     # LoadedModel: config and weights by name
-    module = loaded.module()                                # a Llama or a Classifier in evaluation mode
-    save("/models/new", module)                             # config.json, generation_config.json, model.safetensors
+loaded = load("/models/spam", torch.float32, "cpu")     # LoadedModel: config and weights by name
+module = loaded.module()                                # a Llama or a Classifier in evaluation mode
+save("/models/new", module)                             # config.json, generation_config.json, model.safetensors
 """
 
 import json
@@ -50,9 +50,7 @@ class LoadedModel:
         return build(self.config, self.weights, dropout)
 
 
-def load(
-    directory: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> LoadedModel:
+def load(directory: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> LoadedModel:
     """Reads and checks a whole model directory.
 
     Raises:

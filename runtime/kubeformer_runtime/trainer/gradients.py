@@ -31,7 +31,7 @@ class Gradients:
 
     def sum_over(self, world: World) -> None:
         """Adds up what every rank found. Losses are divided by the whole batch, so the sum is the gradient."""
-        for chunk_N in self.flat_N.split(CHUNK_NUMBERS):
+        for chunk_N in torch.split(self.flat_N, CHUNK_NUMBERS):
             world.sum_tensor(chunk_N)
 
     def clip(self, largest_norm: float) -> float:

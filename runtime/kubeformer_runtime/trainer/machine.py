@@ -29,7 +29,9 @@ def threads(processes: int, root: Path = CGROUP) -> int:
 
 def memory_bytes(root: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int:
     """Memory that the container may use: its cgroup's limit, at most what the machine has."""
-    total = next(int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if line.startswith("MemTotal"))
+    total = next(
+        int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if line.startswith("MemTotal")
+    )
     words = _words(root / "memory.max", 1) or _words(root / "memory" / "memory.limit_in_bytes", 1) or ("max",)
     return total if words[0] == "max" else min(total, int(words[0]))
 

@@ -17,6 +17,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from kubeformer_runtime.trainer.errors import PeerFailed
@@ -54,7 +55,7 @@ class Place:
 class World:
     """All ranks, seen from one of them."""
 
-    def __init__(self, place: Place, device: torch.device, store: dist.Store | None) -> None:
+    def __init__(self, place: Place, device: torch.device, store: Store | None) -> None:
         self.rank, self.size, self.device = place.rank, place.size, device
         self._store = store
         self._turns = 0
@@ -74,12 +75,12 @@ class World:
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=RENDEZVOUS_SECONDS)))
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore("collectives", store),
+            store=PrefixStore("collectives", store),
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=collective_seconds),
         )
-        return cls(place, device, dist.PrefixStore("turns", store))
+        return cls(place, device, PrefixStore("turns", store))
 
     @property
     def first(self) -> bool:

@@ -1,0 +1,205 @@
+"""The loop: steps, evaluations, checkpoints, until the last step, a stop, or early stopping.
+
+It can be left at any step boundary and entered again there; see `trainer`'s docstring for why that is exact.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kubeformer.contract.job import JobSettings
+from kubeformer.contract.names import Reason
+from kubeformer.contract.progress import CheckpointRecord, Epoch
+from kubeformer_runtime.trainer import checkpoint
+from kubeformer_runtime.trainer.checkpoint import Snapshot
+from kubeformer_runtime.trainer.errors import InvalidJob, Stopped
+from kubeformer_runtime.trainer.gradients import Gradients
+from kubeformer_runtime.trainer.optimizers import make_optimizer, seed_step, set_learning_rate
+from kubeformer_runtime.trainer.report import LAST_EPOCHS, Clock, Reporter
+from kubeformer_runtime.trainer.schedule import count_steps, evaluation_due, learning_rate
+from kubeformer_runtime.trainer.state import State
+from kubeformer_runtime.trainer.tasks import Network, Split, Task, evaluation_shares, passes
+from kubeformer_runtime.trainer.world import World
+
+EVALUATION_ROWS = 64  # a pass; a stop is noticed after each
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a loop runs in: the other ranks, who listens, whether a stop is wished for, what time it is."""
+
+    world: World
+    reporter: Reporter
+    stop_wished: Callable[[], bool]
+    clock: Clock
+    bfloat16: bool
+    rows_per_pass: int
+
+
+class Loop:
+    """One run over one task. `state` and the network change; everything else is fixed."""
+
+    def __init__(
+        self, settings: JobSettings, task: Task, network: Network, validation: Split, state: State, around: Surroundings
+    ) -> None:
+        self.training, self.directory = settings.training, Path(settings.checkpoint.directory)
+        self.keep, self.interval = settings.checkpoint.keep, settings.checkpoint.interval_seconds
+        self.task, self.network, self.validation, self.state = task, network, validation, state
+        self.world, self.reporter, self.clock = around.world, around.reporter, around.clock
+        self.stop_wished, self.bfloat16, self.rows_per_pass = around.stop_wished, around.bfloat16, around.rows_per_pass
+        self.optimizer, self.gradients = make_optimizer(self.training, network), Gradients(network)
+        self.best: dict[str, Tensor] | None = None  # weights of state.best; on rank 0, which writes them
+        self.steps_per_epoch = task.order.steps_per_epoch
+        self.total_steps = count_steps(self.training, self.steps_per_epoch)
+        self.total_epochs = self.training.epochs or math.ceil(self.total_steps / self.steps_per_epoch)
+        self._saved_at = self.clock.monotonic()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next step belongs to, from 1; after the last step, the last."""
+        return min(self.state.step // self.steps_per_epoch + 1, self.total_epochs)
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Goes on from a checkpoint."""
+        checkpoint.restore(self.network, self.optimizer, snapshot)
+        self.state, self.best = snapshot.state, snapshot.best if self.world.first else None
+        self.reporter.settled(self.state, self.epoch)
+
+    def run(self) -> None:
+        """Trains to the end, which is saved.
+
+        Raises:
+            Stopped: a stop was wished for; the state is saved.
+            InvalidJob: the loss is no number any more (reason TrainingDiverged).
+        """
+        self.reporter.phase("Training")
+        self._saved_at = self.clock.monotonic()
+        while not self.state.finished:
+            if self.state.settled_step < self.state.step:
+                self._settle()
+            elif self.state.step >= self.total_steps:
+                self.state.finished = True
+            else:
+                self._step()
+        self._save()
+
+    def _step(self) -> None:
+        started, step = self.clock.monotonic(), self.state.step
+        seed_step(self.training.seed, step, self.world.rank)
+        weight, rate = self.task.weight(step), learning_rate(self.training, step, self.total_steps)
+        self.network.train()
+        self.gradients.clear()
+        loss, correct = 0.0, 0.0
+        share = self.task.order.share(step, self.world.rank, self.world.size)
+        pieces = list(passes(share, self.rows_per_pass))
+        for piece in pieces:
+            with self._precision():
+                tally = self.task.tally(self.network, self.task.batch(self.task.train, piece))
+            (tally.loss / weight).backward()  # type: ignore[no-untyped-call]
+            loss, correct = loss + float(tally.loss.detach()), correct + float(tally.correct)
+            if len(pieces) > 1:
+                self.world.sum([0.0])  # keeps ranks together where a step is long
+                self.reporter.beat()
+        self.gradients.sum_over(self.world)
+        norm = self.gradients.clip(self.training.max_gradient_norm)
+        loss, correct, stop, save = self.world.sum([loss, correct, self.stop_wished(), self._save_due()])
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise self._diverged(step, loss / weight, rate)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.step()
+        state = self.state
+        state.step += 1
+        state.epoch_loss, state.epoch_correct = state.epoch_loss + loss, state.epoch_correct + correct
+        state.epoch_weight, state.epoch_steps = state.epoch_weight + weight, state.epoch_steps + 1
+        state.epoch_seconds += self.clock.monotonic() - started
+        self.reporter.stepped(state, self.epoch, self.task.tokens(step), loss / weight)
+        if stop or save:
+            self._save()
+        if stop:
+            raise Stopped(f"stopped after step {state.step}, which is saved")
+
+    def _settle(self) -> None:
+        """What follows a step where it is due: evaluation, the end of an epoch."""
+        state, evaluated = self.state, dict[str, float]()
+        if evaluation_due(self.training, state.step, self.steps_per_epoch, self.total_steps):
+            self.reporter.phase("Evaluating")
+            measures = self.evaluate(self.validation)
+            evaluated = {f"validation/{name}": value for name, value in measures.items()}
+            trained = self.task.measures(state.epoch_loss, state.epoch_correct, state.epoch_weight)
+            state.metrics = {f"train/{name}": value for name, value in trained.items()} | evaluated
+            if state.judge(self.training, state.metrics) and self.world.first:
+                self.best = {name: tensor.clone() for name, tensor in checkpoint.weights_of(self.network).items()}
+            state.finished = state.out_of_patience(self.training)
+        if state.step % self.steps_per_epoch == 0:
+            self._close_epoch(evaluated)
+        state.settled_step = state.step
+        self.reporter.settled(state, self.epoch)
+        self.reporter.phase("Training")
+
+    def _close_epoch(self, evaluated: dict[str, float]) -> None:
+        state = self.state
+        epoch = Epoch(
+            epoch=state.step // self.steps_per_epoch,
+            loss=state.epoch_loss / state.epoch_weight,
+            validation_loss=evaluated.get("validation/loss"),
+            validation_accuracy=evaluated.get("validation/accuracy"),
+            seconds=state.epoch_seconds,
+            step_milliseconds=1000 * state.epoch_seconds / state.epoch_steps,
+        )
+        state.epochs = [*state.epochs, epoch][-LAST_EPOCHS:]
+        state.metrics = state.metrics | {"train/loss": epoch.loss}
+        state.epoch_loss = state.epoch_correct = state.epoch_weight = state.epoch_seconds = 0.0
+        state.epoch_steps = 0
+        self.reporter.log_epoch(epoch, self.total_epochs)
+
+    def evaluate(self, split: Split) -> dict[str, float]:
+        """Measures over a split, each row counted once, whatever the number of ranks.
+
+        Raises Stopped, with the state saved, where a stop is wished for meanwhile.
+        """
+        self.network.eval()
+        loss, correct, weight, rows = 0.0, 0.0, 0.0, min(self.rows_per_pass, EVALUATION_ROWS)
+        for share in evaluation_shares(split, rows, self.world.rank, self.world.size):
+            with torch.no_grad(), self._precision():
+                tally = self.task.tally(self.network, self.task.batch(split, share))
+            sums = [float(tally.loss), float(tally.correct), tally.weight, self.stop_wished()]
+            more_loss, more_correct, more_weight, stop = self.world.sum(sums)
+            loss, correct, weight = loss + more_loss, correct + more_correct, weight + more_weight
+            self.reporter.beat()
+            if stop:
+                self._save()
+                raise Stopped(f"stopped while evaluating step {self.state.step}, which is saved")
+        return self.task.measures(loss, correct, weight)
+
+    def _save_due(self) -> bool:
+        return self.world.first and self.clock.monotonic() - self._saved_at >= self.interval
+
+    def _save(self) -> None:
+        """Writes a checkpoint; every rank returns when it is on storage."""
+        self.reporter.phase("Checkpointing")
+        self.world.on_first(self._write, self.reporter.beat)
+        self._saved_at = self.clock.monotonic()
+        self.reporter.phase("Training")
+
+    def _write(self) -> None:
+        moments = checkpoint.optimizer_tensors(self.optimizer, self.network)
+        snapshot = Snapshot(self.state, checkpoint.weights_of(self.network), moments, self.best)
+        written = checkpoint.save(self.directory, snapshot, self.keep)
+        self.reporter.saved(
+            CheckpointRecord(step=written.step, time=self.clock.wall(), digest=written.digest, path=str(written.path))
+        )
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def _diverged(self, step: int, loss: float, rate: float) -> InvalidJob:
+        return InvalidJob(
+            f"the loss became {loss} at step {step + 1} of {self.total_steps}, where the learning rate was {rate:.2g}; "
+            f"lower spec.training.learningRate (now {self.training.learning_rate:g}) or set maxGradientNorm",
+            Reason.TRAINING_DIVERGED,
+        )
