@@ -31,7 +31,8 @@ class LeaseTimes:
 class LeaderLease:
     """See the module's docstring. `leading` is set while this replica leads.
 
-    `monotonic` measures, `wall` only fills in the times that people read in the Lease.
+    `monotonic` measures, `wall` only fills in the times that people read in the Lease. `on_leading` is called each
+    time this replica becomes the leader, before it works.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class LeaderLease:
         *,
         monotonic: Callable[[], float],
         wall: Callable[[], float],
+        on_leading: Callable[[], None] = lambda: None,
     ) -> None:
         self.leading = asyncio.Event()
         self.identity = identity
@@ -53,6 +55,7 @@ class LeaderLease:
         self._times = times
         self._monotonic = monotonic
         self._wall = wall
+        self._on_leading = on_leading
         self._path = LEASE.path(namespace, name)
         self._renewed: float | None = None  # when this replica last took or renewed it
         self._record: tuple[str, str, str] | None = None  # what was last seen: holder, version, uid
@@ -76,6 +79,7 @@ class LeaderLease:
                 if self.leads() != self.leading.is_set():
                     if self.leads():
                         log.info("%s leads", self.identity)
+                        self._on_leading()
                         self.leading.set()
                     else:
                         log.warning("%s no longer leads", self.identity)

@@ -10,7 +10,7 @@ from typing import Any
 
 from kubeformer.kit.child import Json
 
-REASON = "Refused"
+REASON = "Rejected"
 LONGEST_MESSAGE = 1024
 
 

@@ -3,7 +3,7 @@
 A child concerns the primary that owns it and every primary that one of its labels names (the pods of a Job are not
 ours, but carry our label). And anything concerns those that have said so in their last plan's `depends_on`: a
 deployment wakes when the job whose model it serves has finished, a job when the claim it waits for is made. A key
-without a name there stands for every object of the kind in the namespace (a node that has room, whatever it will be called).
+without a name there stands for every object of the kind in the namespace (a node that has room, whatever its name).
 """
 
 from collections import defaultdict

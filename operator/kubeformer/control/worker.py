@@ -40,6 +40,7 @@ from kubeformer.kit.view import Key, View
 
 log = logging.getLogger(__name__)
 
+REFUSED_SECONDS = 2.0  # the least time before what was refused is tried again
 STRANGER_SECONDS = 60.0  # how long it is believed that an object we do not watch still exists
 
 
@@ -183,7 +184,7 @@ class Loop:
                 verdicts = self._controllers[key.kind].refusal
                 status = with_refusal(base, primary, verdicts, message, self._clock())
                 events = () if is_refused(primary) else (Event("Warning", outcome.why, message),)
-                log.warning("%s: %s", key, message)
+                log.log(logging.DEBUG if is_refused(primary) else logging.WARNING, "%s: %s", key, message)
                 break
 
         look_again = [plan.look_again_at] if plan.look_again_at is not None else []
@@ -203,7 +204,8 @@ class Loop:
             self._recorder.record(identity, event)
 
         if refusal is not None:
-            delay = self._queue.failed(key, self._clock(), refusal.retry_after_seconds or 0.0)
+            patience = max(REFUSED_SECONDS, refusal.retry_after_seconds or 0.0)
+            delay = self._queue.failed(key, self._clock(), patience)
             look_again.append(self._clock() + delay)
             self._queue.schedule(key, min(look_again))
             return "refused"
