@@ -5,19 +5,42 @@ so there is no <unk>. A model's own tokenizer is taken as it is; its special tok
 configuration.
 """
 
+import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from kubeformer.contract.names import Reason
+from kubeformer_runtime.data.errors import DataError
+from kubeformer_runtime.durable import write_bytes
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+SMALLEST_VOCABULARY = 256 + 3  # every byte and the special tokens
+_TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
+# What belongs to a tokenizer in Hugging Face's layout, and travels with the model.
+_FILES = (
+    _TOKENIZER,
+    _CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 class TextTokenizer:
-    """Text to token ids and back. `directory` holds the files, which the model's publisher copies."""
+    """Text to token ids and back. `files` are its files by name, as bytes."""
 
     def __init__(
         self, tokenizer: Tokenizer, *, pad_id: int, bos_id: int | None, eos_id: int | None, files: dict[str, bytes]
     ) -> None:
         self._tokenizer = tokenizer
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         self.pad_id = pad_id
         self.bos_id = bos_id
         self.eos_id = eos_id
@@ -26,26 +49,100 @@ class TextTokenizer:
     @property
     def vocabulary_size(self) -> int:
         """Token ids are below this number, special tokens included."""
-        raise NotImplementedError
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""
-        raise NotImplementedError
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_framed(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        """<bos> text <eos>, the text cut so that at most `max_length` ids remain: what a classifier reads."""
+        before = [] if self.bos_id is None else [self.bos_id]
+        after = [] if self.eos_id is None else [self.eos_id]
+        room = max(1, max_length - len(before) - len(after))
+        return [[*before, *ids[:room], *after] for ids in self.encode(texts)]
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of token ids; special tokens are left out."""
-        raise NotImplementedError
+        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text
 
     def save(self, directory: Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and what else the tokenizer came with (e.g. a chat template)."""
-        raise NotImplementedError
+        """Write tokenizer.json, tokenizer_config.json and what else it came with (e.g. a chat template)."""
+        for name, content in self.files.items():
+            write_bytes(directory / name, content)
 
     @classmethod
     def load(cls, directory: Path) -> "TextTokenizer":
         """Read a directory in Hugging Face layout. Raises DataError(ModelInvalid) where a file is missing or broken."""
-        raise NotImplementedError
+        files = {name: (directory / name).read_bytes() for name in _FILES if (directory / name).is_file()}
+        if _TOKENIZER not in files:
+            raise DataError(Reason.MODEL_INVALID, f"the model has no {_TOKENIZER}; save it with its tokenizer")
+        try:
+            tokenizer = Tokenizer.from_str(files[_TOKENIZER].decode())
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(Reason.MODEL_INVALID, f"the model's {_TOKENIZER} cannot be read: {error}") from error
+        special = {**_json(files, "special_tokens_map.json"), **_json(files, _CONFIG)}
+        bos, eos, pad = (_token_id(tokenizer, special.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
+        pad = pad if pad is not None else eos if eos is not None else 0
+        return cls(tokenizer, pad_id=pad, bos_id=bos, eos_id=eos, files=files)
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocabulary_size: int) -> "TextTokenizer":
-        """Train a byte-level BPE. The result depends on the texts alone."""
-        raise NotImplementedError
+    def train(cls, texts: Iterable[str], vocabulary_size: int, *, frame_end: bool = False) -> "TextTokenizer":
+        """Train a byte-level BPE. The result depends on the texts alone.
+
+        `frame_end`: others that load the files get <bos> text <eos> (a classifier) and not <bos> text (a
+        language model). Raises DataError(SettingsInvalid) where the vocabulary cannot hold every byte.
+        """
+        if vocabulary_size < SMALLEST_VOCABULARY:
+            raise DataError(
+                Reason.SETTINGS_INVALID,
+                f"data.tokenizer.train.vocabularySize is {vocabulary_size}; a byte-level vocabulary needs "
+                f"{SMALLEST_VOCABULARY} at least",
+            )
+        # In worker processes the library would only compete with the ranks for the same cores.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary_size,
+            special_tokens=[PAD, BOS, EOS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A {EOS}" if frame_end else f"{BOS} $A", special_tokens=[(BOS, 1), (EOS, 2)]
+        )
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": PAD,
+            "bos_token": BOS,
+            "eos_token": EOS,
+            "clean_up_tokenization_spaces": False,
+        }
+        files = {_TOKENIZER: tokenizer.to_str(pretty=True).encode(), _CONFIG: json.dumps(config, indent=2).encode()}
+        return cls(tokenizer, pad_id=0, bos_id=1, eos_id=2, files=files)
+
+
+def _json(files: dict[str, bytes], name: str) -> dict[str, Any]:
+    if name not in files:
+        return {}
+    try:
+        value = json.loads(files[name])
+    except ValueError as error:
+        raise DataError(Reason.MODEL_INVALID, f"the model's {name} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(Reason.MODEL_INVALID, f"the model's {name} holds no object")
+    return value
+
+
+def _token_id(tokenizer: Tokenizer, token: object) -> int | None:
+    if isinstance(token, dict):  # an AddedToken, written out
+        token = token.get("content")
+    if not isinstance(token, str):
+        return None
+    number = tokenizer.token_to_id(token)
+    return number if isinstance(number, int) else None

@@ -1,0 +1,57 @@
+"""Which rows validate: chosen by a keyed hash of their text, so the choice does not depend on their order.
+
+Rows with the same text always go to the same side. With labels the split is stratified: each label gives
+its share, by largest remainders, and a label with a single text keeps it for training.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+from kubeformer.contract.names import Reason
+from kubeformer_runtime.data.clean import CleanRow
+from kubeformer_runtime.data.errors import DataError
+
+
+def split_rows(rows: Sequence[CleanRow], percent: int, seed: int) -> tuple[list[CleanRow], list[CleanRow]]:
+    """(training rows, validation rows), each in the order of `rows`. At least one text is on either side.
+
+    Raises DataError where there are fewer than two different texts.
+    """
+    groups: dict[str, str] = {}  # text: label of its first row
+    for row in rows:
+        groups.setdefault(row.text, row.label)
+    if len(groups) < 2:
+        raise DataError(
+            Reason.DATA_INVALID,
+            f"data: {len(groups)} different text is left after cleaning; training and validation need two at least",
+        )
+    strata: dict[str, list[str]] = {}
+    for text, label in groups.items():
+        strata.setdefault(label, []).append(text)
+    wanted = min(len(groups) - 1, max(1, round(len(groups) * percent / 100)))
+    chosen: set[str] = set()
+    for label, count in _shares({label: len(texts) for label, texts in strata.items()}, wanted).items():
+        chosen.update(sorted(strata[label], key=lambda text: _rank(text, seed))[:count])
+    training = [row for row in rows if row.text not in chosen]
+    validation = [row for row in rows if row.text in chosen]
+    return training, validation
+
+
+def _rank(text: str, seed: int) -> bytes:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16, key=str(seed).encode()).digest()
+
+
+def _shares(sizes: dict[str, int], wanted: int) -> dict[str, int]:
+    """How many each label gives: proportional, but never its last text while another label can give."""
+    total = sum(sizes.values())
+    exact = {label: size * wanted / total for label, size in sizes.items()}
+    result = {label: min(int(exact[label]), sizes[label] - 1) for label in sizes}
+    by_remainder = sorted(sizes, key=lambda label: (result[label] - exact[label], label))
+    for leave in (1, 0):
+        while (missing := wanted - sum(result.values())) > 0:
+            able = [label for label in by_remainder if sizes[label] - result[label] > leave][:missing]
+            if not able:
+                break
+            for label in able:
+                result[label] += 1
+    return result

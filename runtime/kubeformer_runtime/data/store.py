@@ -1,0 +1,85 @@
+"""Prepared data as a directory: one .npy file an array, the tokenizer's files, and prepared.json.
+
+The directory appears with its name only when it is whole (durable.new_directory), so a rank that sees it can
+load it. Arrays are mapped, not read: N ranks of a pod share one copy in the page cache.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from kubeformer_runtime.data.prepared import (
+    ClassificationSplit,
+    DataReport,
+    LanguageModelSplit,
+    Prepared,
+    PreparedClassification,
+    PreparedLanguageModel,
+    SplitReport,
+)
+from kubeformer_runtime.data.tokenizer import TextTokenizer
+from kubeformer_runtime.durable import new_directory
+
+_Split = TypeVar("_Split", ClassificationSplit, LanguageModelSplit)
+_META = "prepared.json"
+_TOKENIZER = "tokenizer"
+_SPLITS = ("train", "validation", "test")
+
+
+def is_stored(directory: Path) -> bool:
+    """Whether prepared data is there, in full."""
+    return (directory / _META).is_file()
+
+
+def store(prepared: Prepared, directory: Path) -> None:
+    """Write everything; the directory must not exist."""
+    with new_directory(directory) as target:
+        splits = [name for name in _SPLITS if getattr(prepared, name) is not None]
+        for name in splits:
+            split = getattr(prepared, name)
+            for field in dataclasses.fields(split):
+                np.save(target / f"{name}.{field.name}.npy", getattr(split, field.name), allow_pickle=False)
+        prepared.tokenizer.save(target / _TOKENIZER)
+        labels = list(prepared.label_names) if isinstance(prepared, PreparedClassification) else None
+        meta = {"labels": labels, "splits": splits, "report": dataclasses.asdict(prepared.report)}
+        (target / _META).write_text(json.dumps(meta, indent=2))
+
+
+def load(directory: Path) -> Prepared:
+    """What `store` wrote; arrays are read-only maps."""
+    meta = json.loads((directory / _META).read_text())
+    tokenizer = TextTokenizer.load(directory / _TOKENIZER)
+    report = _report(meta["report"])
+    if meta["labels"] is None:
+        parts = {name: _split(directory, name, LanguageModelSplit) for name in meta["splits"]}
+        return PreparedLanguageModel(
+            parts["train"], parts["validation"], parts.get("test"), tokenizer=tokenizer, report=report
+        )
+    classes = {name: _split(directory, name, ClassificationSplit) for name in meta["splits"]}
+    return PreparedClassification(
+        classes["train"],
+        classes["validation"],
+        classes.get("test"),
+        label_names=tuple(meta["labels"]),
+        tokenizer=tokenizer,
+        report=report,
+    )
+
+
+def _split(directory: Path, name: str, kind: type[_Split]) -> _Split:
+    return kind(**{field.name: _array(directory / f"{name}.{field.name}.npy") for field in dataclasses.fields(kind)})
+
+
+def _array(path: Path) -> Any:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:  # an empty array cannot be mapped
+        return np.load(path, allow_pickle=False)
+
+
+def _report(value: dict[str, Any]) -> DataReport:
+    parts = {name: SplitReport(**value[name]) if value[name] is not None else None for name in _SPLITS}
+    return DataReport(**{**value, **parts, "warnings": tuple(value["warnings"])})
