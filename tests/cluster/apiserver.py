@@ -35,10 +35,15 @@ class Client:
         self._connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=60)
 
     def request(
-        self, method: str, path: str, body: Any = None, content_type: str = "application/json"
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> tuple[int, Any]:
         """Status code and decoded JSON of one request; text where the answer is no JSON."""
-        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": content_type}
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": content_type, "Accept": accept}
         data = None if body is None else json.dumps(body, allow_nan=False).encode()
         for last in (False, True):
             try:
