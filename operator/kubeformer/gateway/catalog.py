@@ -1,31 +1,45 @@
-"""Catalog: what the gateway has heard from the API server, and the routing table made from it."""
+"""Catalog: what the gateway has heard from the API server, and the routing table made from it.
 
-from collections.abc import Mapping
-from typing import Any
+It is the sink of two reflectors, one for ModelDeployments and one for the EndpointSlices of their Services.
+"""
 
+from collections.abc import Iterable
+
+from kubeformer.kit.child import Json
+from kubeformer.kit.view import Key
 from kubeformer.routing.table import Table, build
 
-Json = Mapping[str, Any]
-Name = tuple[str, str]
+KINDS = ("ModelDeployment", "EndpointSlice")
 
 
 class Catalog:
-    """Keeps the ModelDeployments and EndpointSlices by name; `table` is rebuilt when something changed."""
+    """Keeps the newest body of every object; `table` is rebuilt when it is asked for and something changed."""
 
     def __init__(self) -> None:
-        self._objects: dict[str, dict[Name, Json]] = {"ModelDeployment": {}, "EndpointSlice": {}}
+        self._objects: dict[str, dict[Key, Json]] = {kind: {} for kind in KINDS}
         self._table: Table | None = Table()
 
-    def put(self, kind: str, body: Json) -> None:
+    def changed(self, kind: str, body: Json) -> bool:
         """An object was added or changed."""
         meta = body["metadata"]
-        self._objects[kind][meta["namespace"], meta["name"]] = body
+        self._objects[kind][Key(kind, meta["namespace"], meta["name"])] = body
         self._table = None
+        return True
 
-    def remove(self, kind: str, namespace: str, name: str) -> None:
-        """An object is gone."""
-        self._objects[kind].pop((namespace, name), None)
+    def gone(self, key: Key, resource_version: int) -> bool:
+        """An object was deleted."""
         self._table = None
+        return self._objects[key.kind].pop(key, None) is not None
+
+    def listed(self, kind: str, present: Iterable[Key], resource_version: int) -> int:
+        """These are all there are: whatever else is known has been deleted while the watch was broken."""
+        stale = set(self._objects[kind]) - set(present)
+        for key in stale:
+            self.gone(key, resource_version)
+        return len(stale)
+
+    def rewound(self, kind: str) -> None:
+        """Versions went backwards; nothing here depends on them."""
 
     @property
     def table(self) -> Table:

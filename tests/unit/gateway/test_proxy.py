@@ -48,7 +48,7 @@ class Gateway:
         condition = {"type": "Ready", "status": "False", "reason": reason, "message": "wait for it"}
         status = {"conditions": [condition]} if reason else {}
         meta = {"name": name, "namespace": "team", "creationTimestamp": "2026-01-01T00:00:00Z"}
-        self.catalog.put("ModelDeployment", {"metadata": meta, "spec": spec, "status": status})
+        self.catalog.changed("ModelDeployment", {"metadata": meta, "spec": spec, "status": status})
         labels = {LABEL_MODEL_DEPLOYMENT: name}
         for port in ports:
             piece = {
@@ -56,7 +56,7 @@ class Gateway:
                 "ports": [{"port": port}],
                 "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": True}}],
             }
-            self.catalog.put("EndpointSlice", piece)
+            self.catalog.changed("EndpointSlice", piece)
 
 
 @pytest.fixture
