@@ -37,7 +37,7 @@ class Child:
     meta: Meta
     spec: Json = field(default_factory=dict)
     status: Json = field(default_factory=dict)
-    data: Mapping[str, str] = field(default_factory=dict)  # of a ConfigMap
+    data: Mapping[str, str] = field(default_factory=dict)  # of a ConfigMap, its binary data (base64) included
 
 
 KEPT_SPEC: Mapping[str, tuple[str, ...]] = {
@@ -89,5 +89,5 @@ def project(kind: str, body: Json) -> Child:
         meta=meta(body),
         spec={name: spec[name] for name in kept if name in spec},
         status=status,
-        data=(body.get("data") or {}) if kind == "ConfigMap" else {},
+        data={**(body.get("binaryData") or {}), **(body.get("data") or {})} if kind == "ConfigMap" else {},
     )

@@ -25,7 +25,7 @@ class OperatorSettings:
     image_pull_secrets: tuple[str, ...] = ()
 
     storage_uri: str = "pvc://kubeformer"
-    """Where models and checkpoints go that name no storage: `pvc://CLAIM[/PATH]`, made in the namespace at first use."""
+    """Where models and checkpoints go that name no storage: `pvc://CLAIM[/PATH]`, made in a namespace at first use."""
 
     storage_class_name: str = ""
     """Storage class of that claim; empty: the cluster's default. It has to offer ReadWriteMany."""
