@@ -1,4 +1,4 @@
-"""The command line: `python -m localcluster up|down|status|kubeconfig|binaries|kill|restart|...` from the repository's root.
+"""The command line: `python -m localcluster up|down|status|kubeconfig|binaries|kill|restart|...`, from the root.
 
 Python's standard library is enough. Verbs come from `verbs.py` and from the modules named in `components.EXTENSIONS`.
 """

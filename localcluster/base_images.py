@@ -57,10 +57,15 @@ def build_pause(cluster: Cluster) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_suffix(".new")
     done = subprocess.run(
-        [compiler, "-static", "-Os", "-s", "-o", str(temporary), str(PAUSE_SOURCE)], capture_output=True, text=True, check=False
+        [compiler, "-static", "-Os", "-s", "-o", str(temporary), str(PAUSE_SOURCE)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
-        raise ClusterError(f"{compiler} could not compile the pause program: {done.stderr.strip()[:300]}; install libc6-dev.")
+        raise ClusterError(
+            f"{compiler} could not compile the pause program: {done.stderr.strip()[:300]}; install libc6-dev."
+        )
     temporary.replace(target)
     return target
 

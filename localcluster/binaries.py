@@ -1,7 +1,7 @@
 """Finds, downloads or builds the programs of the cluster, at the versions that `modules/*/go.mod` pin.
 
-Sources, in this order: PATH or KUBEBUILDER_ASSETS if the version is the pinned one; the official release downloads, checksums
-verified, if their hosts answer quickly; otherwise `go build` of the pinned modules. All of it ends up in
+Sources, in this order: PATH or KUBEBUILDER_ASSETS if the version is the pinned one; the official release downloads,
+checksums verified, if their hosts answer quickly; otherwise `go build` of the pinned modules. All of it ends up in
 `<cache>/bin/<part>-<version>-<pins>/`, where <pins> is a digest of go.mod and go.sum.
 """
 
@@ -64,7 +64,7 @@ class Part:
         name: the folder in `modules/`.
         module: the Go module whose version is the part's version.
         packages: program to Go package.
-        variables: Go variables that are set to the version when linking ("{version}", "{major}", "{minor}" are filled in).
+        variables: Go variables that are set when linking; "{version}", "{major}" and "{minor}" are filled in.
         ask: program to the arguments that make it print its version.
         downloads: what is published for a version and an architecture.
     """
@@ -115,13 +115,23 @@ PARTS: Mapping[str, Part] = {
                 f"{package}.{variable}": value
                 for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
                 for variable, value in {
-                    "gitVersion": "{version}", "gitMajor": "{major}", "gitMinor": "{minor}", "gitTreeState": "clean",
+                    "gitVersion": "{version}",
+                    "gitMajor": "{major}",
+                    "gitMinor": "{minor}",
+                    "gitTreeState": "clean",
                 }.items()
             },
             ("--version",),
             _kubernetes_downloads,
         ),
-        Part("etcd", "go.etcd.io/etcd/server/v3", {"etcd": "go.etcd.io/etcd/server/v3"}, {}, ("--version",), _etcd_downloads),
+        Part(
+            "etcd",
+            "go.etcd.io/etcd/server/v3",
+            {"etcd": "go.etcd.io/etcd/server/v3"},
+            {},
+            ("--version",),
+            _etcd_downloads,
+        ),
         Part(
             "coredns",
             "github.com/coredns/coredns",
@@ -140,14 +150,16 @@ PARTS: Mapping[str, Part] = {
         ),
         Part("kind", "sigs.k8s.io/kind", {"kind": "sigs.k8s.io/kind"}, {}, ("version",), _kind_downloads),
     )
-}  # fmt: skip
+}
 
 
 def pinned_version(go_mod: str, module: str) -> str:
     """The version of a module that a go.mod requires."""
     match = re.search(rf"^\s*(?:require )?{re.escape(module)} (v\S+)", go_mod, re.MULTILINE)
     if match is None:
-        raise ClusterError(f"No version of {module} is pinned in its go.mod; run `go get {module}@VERSION` in that folder.")
+        raise ClusterError(
+            f"No version of {module} is pinned in its go.mod; run `go get {module}@VERSION` in that folder."
+        )
     return match[1]
 
 
@@ -210,7 +222,9 @@ def says_version(path: str, part: Part, version: str) -> bool:
         done = subprocess.run([path, *part.ask], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return re.search(rf"(?<![\d.]){re.escape(version.removeprefix('v'))}(?![\d.])", done.stdout + done.stderr) is not None
+    return (
+        re.search(rf"(?<![\d.]){re.escape(version.removeprefix('v'))}(?![\d.])", done.stdout + done.stderr) is not None
+    )
 
 
 def from_machine(part: Part, version: str, folder: Path, environment: Mapping[str, str], report: Report) -> bool:
@@ -222,7 +236,9 @@ def from_machine(part: Part, version: str, folder: Path, environment: Mapping[st
         return False
     for name, path in paths.items():
         shutil.copy2(Path(path).resolve(), folder / name)
-    report.say(f"         {part.name} {version}: taken from {', '.join(sorted({str(Path(p).parent) for p in paths.values()}))}")
+    report.say(
+        f"         {part.name} {version}: taken from {', '.join(sorted({str(Path(p).parent) for p in paths.values()}))}"
+    )
     return True
 
 
@@ -243,7 +259,11 @@ def expected_digest(checksums: str, file: str) -> str:
     """The SHA-256 of a file, from a file with it alone or a list of `digest  name` lines; "" if it is not named."""
     for line in checksums.splitlines():
         words = line.split()
-        if words and re.fullmatch(r"[0-9a-fA-F]{64}", words[0]) and (len(words) == 1 or Path(words[-1].lstrip("*")).name == file):
+        if (
+            words
+            and re.fullmatch(r"[0-9a-fA-F]{64}", words[0])
+            and (len(words) == 1 or Path(words[-1].lstrip("*")).name == file)
+        ):
             return words[0].lower()
     return ""
 
@@ -267,7 +287,9 @@ def from_release(part: Part, version: str, folder: Path, report: Report, read: F
     for download, checksum, data in zip(downloads, checksums, files, strict=True):
         name = Path(download.path).name
         if hashlib.sha256(data).hexdigest() != expected_digest(checksum, name):
-            raise ClusterError(f"{host}{download.path} does not have its published checksum; try again, or report it to {host}.")
+            raise ClusterError(
+                f"{host}{download.path} does not have its published checksum; try again, or report it to {host}."
+            )
         if "" in download.members:
             _write_program(folder / download.members[""], data)
             continue
@@ -314,7 +336,9 @@ def build(part: Part, version: str, folder: Path, report: Report) -> None:
         )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ClusterError(f"Building {part.name} {version} failed ({last}); see that `go env GOPROXY` can be reached and try again.")
+        raise ClusterError(
+            f"Building {part.name} {version} failed ({last}); see that `go env GOPROXY` can be reached and try again."
+        )
 
 
 def require_go() -> None:

@@ -1,8 +1,8 @@
 """The nodes' control groups: made before a kubelet starts, emptied and removed by `down`. Versions 1 and 2.
 
-In version 1 each controller has a hierarchy of its own, mounted side by side; in version 2 there is one. A machine can have both
-(controllers in version 1, an empty version 2 hierarchy beside them); then the node's group is made in every one.
-Processes in a group go and sub-groups vanish at any time, also between listing and reading: nothing here minds.
+In version 1 each controller has a hierarchy of its own, mounted side by side; in version 2 there is one. A machine can
+have both (controllers in version 1, an empty version 2 hierarchy beside them); then the node's group is made in every
+one. Processes in a group go and sub-groups vanish at any time, also between listing and reading: nothing here minds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,19 @@ class Hierarchy:
 
 
 _NOT_CONTROLLERS = frozenset(
-    {"rw", "ro", "relatime", "noatime", "nosuid", "nodev", "noexec", "xattr", "clone_children", "noprefix", "release_agent"}
+    {
+        "rw",
+        "ro",
+        "relatime",
+        "noatime",
+        "nosuid",
+        "nodev",
+        "noexec",
+        "xattr",
+        "clone_children",
+        "noprefix",
+        "release_agent",
+    }
 )
 
 
@@ -52,7 +64,9 @@ def parse_mounts(mounts: str) -> tuple[Hierarchy, ...]:
             continue
         version = 1 if fields[2] == "cgroup" else 2
         controllers = tuple(
-            option for option in fields[3].split(",") if option not in _NOT_CONTROLLERS and not option.startswith("seclabel")
+            option
+            for option in fields[3].split(",")
+            if option not in _NOT_CONTROLLERS and not option.startswith("seclabel")
         )
         found[path] = Hierarchy(path, version, controllers if version == 1 else ())
     return tuple(found.values())

@@ -14,15 +14,15 @@ Subclass `Component`, set `name` and `stage`, and override what you need; everyt
         def ready(self, cluster):       # polled; "" when ready, otherwise what is missing, in a few words
             return "" if answers(...) else "no answer on port 5001"
         def clean(self, cluster):       # on `down`, after its process ended, and after crashes: remove mounts, nftables
-            ...                         # tables, devices; called even if it never ran; must not fail when nothing is there
+            ...                         # tables, devices; called even if it never ran; harmless when nothing is there
         def purge(self, cluster):       # on `down --purge`: delete its data
             ...
 
-The process runs detached, with its output in `<cache>/cluster/logs/<name>.log`, an environment of PATH, HOME and what the
-command names, and is started again by the supervisor when it dies. A Python component is run as
+The process runs detached, with its output in `<cache>/cluster/logs/<name>.log`, an environment of PATH, HOME and what
+the command names, and is started again by the supervisor when it dies. A Python component is run as
 `python_command("localcluster.volumes", "serve")`, from the repository's root, and talks to the API server with
-`cluster.api()` (a small client, `localcluster.kube.Api`: get, apply, patch, delete, watch, wait), or with any
-client and `cluster.layout.kubeconfig`.
+`cluster.api()` (a small client, `localcluster.kube.Api`: get, apply, patch, delete, watch, wait), or with any client
+and `cluster.layout.kubeconfig`.
 
 A **verb** is a word of the command line: `Verb(name, help, run, configure)`, where `run(cluster, arguments) -> int` and
 `configure(parser)` adds arguments to an argparse parser.
@@ -33,15 +33,17 @@ components are ready (for objects in the cluster: StorageClasses, Deployments; u
 A module that is not there is passed over.
 
 Agreed between modules:
-- the registry answers plain HTTP on 127.0.0.1:5001 (`layout.REGISTRY_PORT`), data in `layout.registry`; containerd of both
-  nodes takes images named `127.0.0.1:5001/...` and `localhost:5001/...` from there. containerd reads
+- the registry answers plain HTTP on 127.0.0.1:5001 (`layout.REGISTRY_PORT`), data in `layout.registry`; containerd of
+  both nodes takes images named `127.0.0.1:5001/...` and `localhost:5001/...` from there. containerd reads
   `<node.folder>/certs.d/<host>/hosts.toml` at each pull, so more mirrors may be written there at any time.
-- `ctr` speaks to a node's containerd by `-a <node.containerd_socket> -n k8s.io`; `oci.py` makes one-layer images of static
-  binaries; `base_images.import_image(cluster, archive)` imports an archive on both nodes.
-- volumes: data in `layout.volumes`. policy: nodes use the CNI plugin `ptp`, so every packet between two pods, also of one
-  node, is routed by this machine and passes the nftables hook `forward` (never bridged). Pods of node N have addresses in
-  `node.pod_range`; the host's veth of a pod is the device of its /32 route (`ip route get ADDRESS`).
-  Nftables tables of ours are named `kubeformer...`; whoever makes one deletes it in `clean`.
+- `ctr` speaks to a node's containerd by `-a <node.containerd_socket> -n k8s.io`; `oci.py` makes one-layer images of
+  static binaries; `base_images.import_image(cluster, archive)` imports an archive on both nodes.
+- volumes: data in `layout.volumes`.
+- policy: nodes use the CNI plugin `ptp`, so every packet between two pods, also of one node, is routed by this machine
+  and passes the nftables hook `forward` (never bridged). Pods of node N have addresses in `node.pod_range`; the host's
+  veth of a pod is the device of its /32 route (`ip route get ADDRESS`). A pod that reaches itself by a Service passes
+  `forward` too, with its own address on both sides. Nftables tables of ours are named `kubeformer...`; whoever makes
+  one deletes it in `clean`.
 - CLUSTER=kind: components whose `engines` contains "kind" are started there as well, against the same kubeconfig path.
 """
 

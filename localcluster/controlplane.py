@@ -32,8 +32,8 @@ def listening(address: str, port: int) -> bool:
 
 
 def healthy(url: str) -> str:
-    """Empty when a health endpoint on this machine answers 200; otherwise what happened. Its certificate is not checked:
-    the answer is public, and nothing is told to it."""
+    """Empty when a health endpoint on this machine answers 200; otherwise what happened. Its certificate is not
+    checked: the answer is public, and nothing is told to it."""
     tls = ssl.create_default_context()
     tls.check_hostname = False
     tls.verify_mode = ssl.CERT_NONE

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from typing import Any
 
 from localcluster.base_images import coredns_image
 from localcluster.components import Cluster, Component, Stage
-from localcluster.layout import CLUSTER_DOMAIN, DNS_SERVICE_ADDRESS
+from localcluster.layout import API_SERVICE_ADDRESS, CLUSTER_DOMAIN, DNS_SERVICE_ADDRESS
 
 NAMESPACE = "kube-system"
 LABELS = {"k8s-app": "kube-dns"}
@@ -137,9 +139,27 @@ class Dns(Component):
             api.apply(manifest)
 
     def ready(self, cluster: Cluster) -> str:
-        found = cluster.api().find(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/coredns")
-        status = (found or {}).get("status", {})
-        # One is enough to go on; after a hard stop the API server may still tell of yesterday's pods, so the slices count.
-        if status.get("availableReplicas", 0) < 1:
-            return "no CoreDNS pod is available"
-        return ""
+        return (
+            ""
+            if resolves(f"kubernetes.default.svc.{CLUSTER_DOMAIN}", API_SERVICE_ADDRESS)
+            else "no name server answers"
+        )
+
+
+def query(name: str, number: int) -> bytes:
+    """A DNS question for the IPv4 addresses of a name (RFC 1035, section 4)."""
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    return struct.pack(">6H", number, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">2H", 1, 1)
+
+
+def resolves(name: str, address: str, server: str = DNS_SERVICE_ADDRESS, port: int = 53, seconds: float = 1.0) -> bool:
+    """Asks the cluster's name server as a pod would, by its Service, whether a name has this address."""
+    number = 0x6B66
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(seconds)
+        try:
+            client.sendto(query(name, number), (server, port))
+            answer = client.recv(512)
+        except OSError:
+            return False
+    return answer[:2] == number.to_bytes(2, "big") and socket.inet_aton(address) in answer[12:]

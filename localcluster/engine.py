@@ -1,4 +1,4 @@
-"""Which kind of cluster is meant: "local" (ours), "kind" (a container engine answers) or "current" (the kubeconfig at hand)."""
+"""Which cluster is meant: "local" (ours), "kind" (a container engine answers) or "current" (the kubeconfig at hand)."""
 
 from __future__ import annotations
 

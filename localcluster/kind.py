@@ -26,7 +26,9 @@ def config_text(template: str, volumes: Path) -> str:
         ClusterError: if the file has no such mount.
     """
     if VOLUMES_IN_FILE not in template:
-        raise ClusterError(f"kind-config.yaml mounts no {VOLUMES_IN_FILE}; ReadWriteMany volumes need it on every worker.")
+        raise ClusterError(
+            f"kind-config.yaml mounts no {VOLUMES_IN_FILE}; ReadWriteMany volumes need it on every worker."
+        )
     return template.replace(VOLUMES_IN_FILE, str(volumes))
 
 

@@ -78,7 +78,9 @@ class Api:
             raise ClusterError(f"The kubeconfig {path} names no server.")
         with tempfile.TemporaryDirectory() as folder:
             files = {
-                kind: _inline(values[f"{kind}-data"], kind, Path(folder)) if f"{kind}-data" in values else values.get(kind, "")
+                kind: _inline(values[f"{kind}-data"], kind, Path(folder))
+                if f"{kind}-data" in values
+                else values.get(kind, "")
                 for kind in ("certificate-authority", "client-certificate", "client-key")
             }
             tls = ssl.create_default_context(cafile=files["certificate-authority"] or None)
@@ -86,7 +88,9 @@ class Api:
                 tls.load_cert_chain(files["client-certificate"], files["client-key"])
         return cls(values["server"], tls, values.get("token", ""))
 
-    def open(self, method: str, path: str, body: Object | None, content_type: str, timeout: float) -> http.client.HTTPResponse:
+    def open(
+        self, method: str, path: str, body: Object | None, content_type: str, timeout: float
+    ) -> http.client.HTTPResponse:
         """Sends a request and returns the open answer.
 
         Raises:
@@ -175,9 +179,7 @@ class Api:
             for line in response:
                 yield json.loads(line)
 
-    def wait(
-        self, what: str, done: Callable[[Api], bool], seconds: float, pause: float = 0.2
-    ) -> None:
+    def wait(self, what: str, done: Callable[[Api], bool], seconds: float, pause: float = 0.2) -> None:
         """Polls until `done` is true; the API server may be away meanwhile.
 
         Raises:
@@ -196,7 +198,11 @@ class Api:
             time.sleep(pause)
 
 
-_PLURALS: Mapping[str, str] = {"networkpolicy": "networkpolicies", "storageclass": "storageclasses", "endpoints": "endpoints"}
+_PLURALS: Mapping[str, str] = {
+    "networkpolicy": "networkpolicies",
+    "storageclass": "storageclasses",
+    "endpoints": "endpoints",
+}
 _WITHOUT_NAMESPACE = frozenset(
     {
         "namespace", "node", "persistentvolume", "storageclass", "clusterrole", "clusterrolebinding", "priorityclass",

@@ -1,4 +1,4 @@
-"""Where everything of the local cluster lives: folders, addresses, ports and names. Pure: nothing is read or written here.
+"""Where everything of the local cluster lives: folders, addresses, ports and names. Pure.
 
 Everything that the cluster makes is under one folder, `$KUBEFORMER_CACHE` (default `~/.cache/kubeformer`):
 
@@ -19,8 +19,8 @@ from localcluster.errors import ClusterError
 CACHE_VARIABLE = "KUBEFORMER_CACHE"
 
 LONGEST_CACHE_PATH = 55
-"""A Unix socket's path holds 107 bytes; the longest below the cache is
-`/cluster/node-1/kubelet/pod-resources/<10 digits>.sock`-like, 52 bytes with its margin."""
+"""A Unix socket's path holds 107 bytes; the longest one below the cache,
+`/cluster/node-1/kubelet/pod-resources/kubelet.sock`, takes 51."""
 
 POD_RANGE = "10.244.0.0/16"
 SERVICE_RANGE = "10.96.0.0/16"
@@ -143,13 +143,15 @@ class Layout:
     @property
     def nodes(self) -> tuple[Node, ...]:
         return tuple(
-            Node(f"node-{number + 1}", f"10.244.{number}.1", f"10.244.{number}.0/24", self.cluster / f"node-{number + 1}")
+            Node(
+                f"node-{number + 1}", f"10.244.{number}.1", f"10.244.{number}.0/24", self.cluster / f"node-{number + 1}"
+            )
             for number in range(2)
         )
 
     @property
     def api_url(self) -> str:
-        """The API server listens on node-1's bridge alone: reachable from this machine and from pods, not from outside."""
+        """The API server listens on node-1's bridge alone: this machine and pods reach it, nobody outside does."""
         return f"https://{self.nodes[0].address}:{API_PORT}"
 
 

@@ -1,14 +1,16 @@
-"""What the kernel needs for two nodes on one machine: a device for each node's address, routes, forwarding, masquerading.
+"""What the kernel needs for two nodes on one machine: devices, routes, forwarding, masquerading.
 
-Pods are attached by the CNI plugin `ptp`: a veth pair each and a route to its host end, no bridge between pods. So every packet
-between pods is routed by this machine: Services work between pods of one node without br_netfilter, and a NetworkPolicy sees
-all traffic in the hook `forward`. A node's "bridge" has no ports; it only holds the node's address.
+Pods are attached by the CNI plugin `ptp`: a veth pair each and a route to its host end, no bridge between pods. So
+every packet between pods is routed by this machine: Services work between pods of one node without br_netfilter, and a
+NetworkPolicy sees all traffic in the hook `forward`. A node's "bridge" has no ports; it only holds the node's address.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +40,23 @@ def addresses(link: dict[str, Any]) -> list[str]:
     return [entry.get("local", "") for entry in link.get("addr_info", [])]
 
 
-def masquerade_rules() -> str:
-    """Packets from pods to the world outside leave with this machine's address."""
+def masquerade_rules(nodes: Sequence[Node]) -> str:
+    """Packets from pods to the world outside leave with this machine's address; so do those that a pod sends to itself
+    by way of a Service. kube-proxy does the latter for the pods of its own node alone, and it is one for both
+    nodes."""
+    pods = [str(pod) for node in nodes for pod in ipaddress.ip_network(node.pod_range).hosts()]
+    own = ", ".join(f"{pod} . {pod}" for pod in pods)
     return f"""
 table ip {TABLE}
 delete table ip {TABLE}
 table ip {TABLE} {{
+  set itself {{
+    type ipv4_addr . ipv4_addr
+    elements = {{ {own} }}
+  }}
   chain outside {{
     type nat hook postrouting priority srcnat; policy accept;
+    ct status dnat ip saddr . ip daddr @itself masquerade
     ip saddr {POD_RANGE} ip daddr != {{ {POD_RANGE}, {SERVICE_RANGE} }} oifname != "lo" masquerade
   }}
 }}
@@ -56,7 +67,15 @@ def nft(rules: str) -> None:
     """Loads nftables rules, all of them or none."""
     done = subprocess.run(["nft", "-f", "-"], input=rules, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise ClusterError(f"nft refused the rules ({done.stderr.strip().splitlines()[:1]}); the kernel needs nf_tables and NAT.")
+        raise ClusterError(
+            f"nft refused the rules ({done.stderr.strip().splitlines()[:1]}); the kernel needs nf_tables and NAT."
+        )
+
+
+def tables() -> list[tuple[str, str]]:
+    """(family, name) of all nftables tables."""
+    done = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False)
+    return [(words[1], words[2]) for words in map(str.split, done.stdout.splitlines()) if len(words) == 3]
 
 
 def delete_table(family: str, name: str) -> None:
@@ -140,12 +159,13 @@ class Network(Component):
         set_sysctls(cluster.layout.cluster / "sysctls.json")
         for node in cluster.layout.nodes:
             ensure_bridge(node)
-        # Addresses that no pod has lead nowhere, instead of out into the world. Services need a device as route, so that a
-        # process of this machine can speak to them too: the kernel looks for a route before kube-proxy's rules change it.
+        # Addresses that no pod has lead nowhere, instead of out into the world. Services need a device as route, so
+        # that a process of this machine can speak to them too: the kernel looks for a route before kube-proxy's rules
+        # change it.
         for number, target in enumerate((POD_RANGE, SERVICE_RANGE)):
             node = cluster.layout.nodes[number]
             ip("route", "replace", target, "dev", node.bridge, "src", node.address)
-        nft(masquerade_rules())
+        nft(masquerade_rules(cluster.layout.nodes))
 
     def ready(self, cluster: Cluster) -> str:
         present = {link["ifname"]: link for link in links()}

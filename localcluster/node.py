@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from localcluster.binaries import program
 from localcluster.components import Cluster, Command, Component, Stage
 from localcluster.controlplane import healthy, listening
 from localcluster.layout import Node
+from localcluster.processes import processes_of, started_at
 
 CNI_PROGRAMS = "/usr/lib/cni"
 CNI_VERSION = "1.0.0"
@@ -55,6 +57,7 @@ runtime_type = "io.containerd.runc.v2"
 
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
 SystemdCgroup = false
+Root = "{node.containerd_state / "runc"}"
 
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{CNI_PROGRAMS}"
@@ -173,8 +176,8 @@ def kubelet_config(node: Node, keys: Path) -> dict[str, Any]:
         "failCgroupV1": False,
         "failSwapOn": False,
         "oomScoreAdj": 0,
-        # Only emptiness counts as pressure: the disk is shared with everything else on the machine, and the images cannot be
-        # pulled again from anywhere but the local registry.
+        # Only emptiness counts as pressure: the disk is shared with everything else on the machine, and the images
+        # cannot be pulled again from anywhere but the local registry.
         "evictionHard": {
             "memory.available": "100Mi",
             "nodefs.available": "1Gi",
@@ -192,6 +195,11 @@ def kubelet_config(node: Node, keys: Path) -> dict[str, Any]:
         "nodeStatusReportFrequency": "1m0s",
         "shutdownGracePeriod": "0s",
     }
+
+
+def seconds_of(timestamp: str) -> float:
+    """Seconds since 1970 of Kubernetes' timestamps."""
+    return datetime.fromisoformat(timestamp.replace("Z", "+00:00")).timestamp()
 
 
 class Kubelet(Component):
@@ -234,14 +242,21 @@ class Kubelet(Component):
         missing = healthy(f"http://{node.address}:{places.KUBELET_HEALTH_PORT}/healthz")
         if missing:
             return missing
+        # After a restart the API server still tells what the kubelet said before; a renewed lease is from the one
+        # that runs now.
+        record = processes_of(cluster.layout).alive(self.name)
+        lease = cluster.api().find(f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{node.name}")
+        if record is None or lease is None or seconds_of(lease["spec"]["renewTime"]) < started_at(record):
+            return f"{node.name} has not reported yet"
         found = cluster.api().find(f"/api/v1/nodes/{node.name}")
         if found is None:
             return f"{node.name} is not registered"
         conditions = {entry["type"]: entry for entry in found.get("status", {}).get("conditions", [])}
         ready = conditions.get("Ready", {})
-        # After a restart the API server still tells the last report of the kubelet before; only a ready node whose taints are
-        # gone takes pods.
-        taints = [taint["key"] for taint in found["spec"].get("taints", []) if taint["key"].startswith("node.kubernetes.io/")]
+        # Only a ready node whose taints are gone takes pods.
+        taints = [
+            taint["key"] for taint in found["spec"].get("taints", []) if taint["key"].startswith("node.kubernetes.io/")
+        ]
         if ready.get("status") != "True" or taints:
             return f"{node.name} is not ready: {ready.get('message', 'no report yet')} {' '.join(taints)}".strip()
         return ""

@@ -33,11 +33,21 @@ def _json(value: object) -> bytes:
 
 def _descriptor(media: str, content: bytes, **more: Any) -> dict[str, Any]:
     digest = hashlib.sha256(content).hexdigest()
-    return {"mediaType": f"application/vnd.oci.image.{media}", "digest": f"sha256:{digest}", "size": len(content), **more}
+    return {
+        "mediaType": f"application/vnd.oci.image.{media}",
+        "digest": f"sha256:{digest}",
+        "size": len(content),
+        **more,
+    }
 
 
 def archive(
-    path: Path, name: str, files: Mapping[str, Path], entrypoint: Sequence[str], architecture: str, user: str = "65532:65532"
+    path: Path,
+    name: str,
+    files: Mapping[str, Path],
+    entrypoint: Sequence[str],
+    architecture: str,
+    user: str = "65532:65532",
 ) -> None:
     """Writes an image of one layer.
 
@@ -70,7 +80,10 @@ def archive(
     names = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2]}
     platform = {"os": "linux", "architecture": architecture}
     entry = _descriptor("manifest.v1+json", manifest, annotations=names, platform=platform)
-    parts = {"oci-layout": _json({"imageLayoutVersion": "1.0.0"}), "index.json": _json({"schemaVersion": 2, "manifests": [entry]})}
+    parts = {
+        "oci-layout": _json({"imageLayoutVersion": "1.0.0"}),
+        "index.json": _json({"schemaVersion": 2, "manifests": [entry]}),
+    }
     for content in (layer, config, manifest):
         parts[f"blobs/sha256/{hashlib.sha256(content).hexdigest()}"] = content
     temporary = path.with_name(f"{path.name}.new")

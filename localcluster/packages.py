@@ -48,7 +48,9 @@ def install(report: Report, programs: Mapping[str, str] = PACKAGES) -> None:
     if not packages:
         return
     if shutil.which("apt-get") is None:
-        raise ClusterError(f"These are missing and there is no apt-get to install them: {', '.join(packages)}; install them.")
+        raise ClusterError(
+            f"These are missing and there is no apt-get to install them: {', '.join(packages)}; install them."
+        )
     with report.step(f"Debian packages: {' '.join(packages)}", announce=True):
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages]

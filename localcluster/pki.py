@@ -46,7 +46,11 @@ class Certificate:
     @property
     def extensions(self) -> str:
         usage = "serverAuth,clientAuth" if self.names else "clientAuth"
-        lines = ["basicConstraints=critical,CA:FALSE", "keyUsage=critical,digitalSignature", f"extendedKeyUsage={usage}"]
+        lines = [
+            "basicConstraints=critical,CA:FALSE",
+            "keyUsage=critical,digitalSignature",
+            f"extendedKeyUsage={usage}",
+        ]
         return "\n".join([*lines, *([f"subjectAltName={','.join(self.names)}"] if self.names else [])]) + "\n"
 
 
@@ -57,7 +61,12 @@ def certificates(nodes: Sequence[Node]) -> tuple[Certificate, ...]:
     """All certificates of a cluster with these nodes."""
     service = tuple(
         f"DNS:{name}"
-        for name in ("kubernetes", "kubernetes.default", "kubernetes.default.svc", f"kubernetes.default.svc.{CLUSTER_DOMAIN}")
+        for name in (
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            f"kubernetes.default.svc.{CLUSTER_DOMAIN}",
+        )
     )
     server = (*service, "DNS:localhost", f"IP:{nodes[0].address}", f"IP:{API_SERVICE_ADDRESS}", "IP:127.0.0.1")
     local = ("DNS:localhost", "IP:127.0.0.1")
@@ -71,7 +80,9 @@ def certificates(nodes: Sequence[Node]) -> tuple[Certificate, ...]:
         Certificate("kube-scheduler", "system:kube-scheduler", names=local),
         Certificate("kube-proxy", "system:kube-proxy"),
         *(
-            Certificate(node.name, f"system:node:{node.name}", "system:nodes", (f"DNS:{node.name}", f"IP:{node.address}"))
+            Certificate(
+                node.name, f"system:node:{node.name}", "system:nodes", (f"DNS:{node.name}", f"IP:{node.address}")
+            )
             for node in nodes
         ),
     )
@@ -80,7 +91,9 @@ def certificates(nodes: Sequence[Node]) -> tuple[Certificate, ...]:
 def _openssl(*arguments: str) -> None:
     done = subprocess.run(["openssl", *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise ClusterError(f"openssl {arguments[0]} failed: {done.stderr.strip().splitlines()[-1:]}; is openssl 3 installed?")
+        raise ClusterError(
+            f"openssl {arguments[0]} failed: {done.stderr.strip().splitlines()[-1:]}; is openssl 3 installed?"
+        )
 
 
 def _key_options() -> tuple[str, ...]:
@@ -90,7 +103,8 @@ def _key_options() -> tuple[str, ...]:
 def make_authority(folder: Path, name: str) -> None:
     _openssl(
         "req", "-x509", *_key_options(), "-days", str(DAYS), "-subj", f"/CN=kubeformer-{name}",
-        "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign,digitalSignature",
+        "-addext", "basicConstraints=critical,CA:TRUE",
+        "-addext", "keyUsage=critical,keyCertSign,cRLSign,digitalSignature",
         "-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.crt"),
     )  # fmt: skip
 
@@ -99,7 +113,9 @@ def make_certificate(folder: Path, certificate: Certificate) -> None:
     base = str(folder / certificate.name)
     authority = str(folder / certificate.authority)
     Path(f"{base}.ext").write_text(certificate.extensions)
-    _openssl("req", "-new", *_key_options(), "-subj", certificate.subject, "-keyout", f"{base}.key", "-out", f"{base}.csr")
+    _openssl(
+        "req", "-new", *_key_options(), "-subj", certificate.subject, "-keyout", f"{base}.key", "-out", f"{base}.csr"
+    )
     _openssl(
         "x509", "-req", "-in", f"{base}.csr", "-CA", f"{authority}.crt", "-CAkey", f"{authority}.key",
         "-days", str(DAYS), "-extfile", f"{base}.ext", "-out", f"{base}.crt",
@@ -176,9 +192,7 @@ def write_private(path: Path, text: str) -> None:
 
 def write_kubeconfig(layout: Layout, path: Path, name: str) -> None:
     """Writes a kubeconfig for the holder of a certificate, if it differs from what is there."""
-    ca, certificate, key = (
-        (layout.keys / file).read_bytes() for file in ("ca.crt", f"{name}.crt", f"{name}.key")
-    )
+    ca, certificate, key = ((layout.keys / file).read_bytes() for file in ("ca.crt", f"{name}.crt", f"{name}.key"))
     text = kubeconfig_text(layout.api_url, ca, certificate, key, name)
     if not path.exists() or path.read_text() != text:
         write_private(path, text)

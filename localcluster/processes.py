@@ -1,9 +1,9 @@
 """Starts, finds and ends the processes of the cluster.
 
-A process is known by its pid **and** its start time and the machine's boot, so that a number which was given to a stranger
-meanwhile is never taken for ours; signals go through a pidfd, which cannot be handed on. Each process also carries its
-cluster's folder in its environment (`KUBEFORMER_CLUSTER`), so that one whose record was never written, because we were
-killed between starting it and writing, is found all the same.
+A process is known by its pid **and** its start time and the machine's boot, so that a number which was given to a
+stranger meanwhile is never taken for ours; signals go through a pidfd, which cannot be handed on. Each process also
+carries its cluster's folder in its environment (`KUBEFORMER_CLUSTER`), so that one whose record was never written,
+because we were killed between starting it and writing, is found all the same.
 """
 
 from __future__ import annotations
@@ -69,6 +69,12 @@ def parse_start_time(stat: str) -> int | None:
     return int(fields[19])
 
 
+def started_at(record: Record) -> float:
+    """When a process of this boot was started, in seconds since 1970."""
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    return time.time() - uptime + record.start / os.sysconf("SC_CLK_TCK")
+
+
 def signal_process(pid: int, start: int, number: int) -> bool:
     """Sends a signal to exactly this process. False if it is gone."""
     try:
@@ -129,6 +135,14 @@ def argv_of(pid: int) -> tuple[str, ...]:
     return tuple(part.decode(errors="replace") for part in raw.split(b"\0")[:-1])
 
 
+def same_program(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Whether two commands do the same. For our own modules, any Python that `up` was called with is as good."""
+    if not one or not other:
+        return False
+    pythons = all(Path(argv[0]).name.startswith("python") for argv in (one, other))
+    return one[1:] == other[1:] and (pythons or one[0] == other[0])
+
+
 @dataclass(frozen=True, slots=True)
 class Processes:
     """The processes of one cluster. What it knows lies in files, so any process may ask and act.
@@ -183,7 +197,7 @@ class Processes:
         return found
 
     def _orphans(self, argv: tuple[str, ...]) -> list[tuple[int, int]]:
-        return [(pid, start) for pid, start in self.marked() if argv_of(pid) == argv]
+        return [(pid, start) for pid, start in self.marked() if same_program(argv_of(pid), argv)]
 
     def start(self, name: str, command: Command) -> Record:
         """Starts the process, or leaves it alone when it runs with the same command; with another, it is replaced."""
@@ -191,7 +205,7 @@ class Processes:
             running = self.alive(name)
             environment = dict(command.environment)
             if running:
-                same = (running.argv, dict(running.environment)) == (command.argv, environment)
+                same = same_program(running.argv, command.argv) and dict(running.environment) == environment
                 if same:
                     if not running.wanted:
                         self._write(replace(running, wanted=True))

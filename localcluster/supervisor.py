@@ -1,7 +1,7 @@
 """Starts again what died: `python -m localcluster.supervisor CLUSTER RECORDS LOGS`, itself a process of the cluster.
 
-It looks at the records twice a second. A process that dies soon after its start is given a growing pause, 4 s at most: during an
-outage of etcd the API server dies again and again, and should be back soon after etcd.
+It looks at the records twice a second. A process that dies soon after its start is given a growing pause, 4 s at most:
+during an outage of etcd the API server dies again and again, and should be back soon after etcd.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Ends everything of a cluster, whatever state it is in, and leaves nothing in the kernel behind.
 
-It trusts no record alone. Processes are found by their records, by the mark in their environment (also the containers' shims, which
-inherit it from containerd), and by the nodes' cgroups (whatever runs in containers). Then mounts below the cluster's folder,
-network devices, nftables tables and cgroups go. Every step is harmless when there is nothing to do, so it may be interrupted and
-run again.
+It trusts no record alone. Processes are found by their records, by the mark in their environment (also the containers'
+shims, which inherit it from containerd), and by the nodes' cgroups (whatever runs in containers). Then mounts below
+the cluster's folder, network devices, nftables tables and cgroups go. Every step is harmless when there is nothing to
+do, so it may be interrupted and run again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,7 @@ from localcluster import cgroups
 from localcluster.components import Cluster, Component
 from localcluster.errors import ClusterError
 from localcluster.layout import Layout
+from localcluster.network import TABLE, addresses, links, tables
 from localcluster.processes import Processes, end_all, processes_of, signal_process, start_time, wait_gone
 
 CONTAINER_GRACE_SECONDS = 3.0
@@ -92,23 +94,30 @@ def is_pause(pid: int) -> bool:
     return False
 
 
-def shim_sockets(state: Path) -> list[Path]:
-    """The sockets of containers' shims, which containerd puts into /run/containerd/s whatever its own state's place is."""
+def dead_sockets(folder: Path) -> list[Path]:
+    """Sockets that nobody listens on. containerd keeps those of its containers' shims in /run/containerd/s, whatever
+    folder its state is in, and names them by a digest; so ours are known by being dead, as all our shims are by
+    now."""
     found = []
-    for address in state.glob("io.containerd.runtime.v2.task/*/*/address"):
-        with contextlib.suppress(OSError):
-            found.append(Path(address.read_text().strip().removeprefix("unix://")))
+    for path in folder.glob("*"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                found.append(path)
     return found
 
 
 def remove_leftovers(layout: Layout) -> None:
     """Removes files outside the cache that the runtime and the kubelets leave: sockets, links to logs, CNI results."""
     for node in layout.nodes:
-        for socket in shim_sockets(node.containerd_state):
-            if socket.is_relative_to("/run/containerd"):
-                socket.unlink(missing_ok=True)
-        for result in Path("/var/lib/cni/results").glob(f"kubeformer-{node.name}-*"):
-            result.unlink(missing_ok=True)
+        sandboxes = {path.name for path in node.containerd_root.glob("io.containerd.grpc.v1.cri/sandboxes/*")}
+        for result in Path("/var/lib/cni/results").glob("*"):
+            ours = result.name.startswith(f"kubeformer-{node.name}-") or sandboxes & set(result.name.split("-"))
+            if ours:
+                result.unlink(missing_ok=True)
+    for path in dead_sockets(Path("/run/containerd/s")):
+        path.unlink(missing_ok=True)
     for link in Path("/var/log/containers").glob("*.log"):
         with contextlib.suppress(OSError):
             if link.is_symlink() and Path(os.readlink(link)).is_relative_to(layout.cluster):
@@ -117,7 +126,13 @@ def remove_leftovers(layout: Layout) -> None:
     with contextlib.suppress(OSError):
         if os.listdir("/var/lib/kubelet") == ["device-plugins"]:
             shutil.rmtree("/var/lib/kubelet")
-    for folder in ("/run/containerd/s", "/run/containerd", "/var/lib/cni/results", "/var/lib/cni", "/var/log/containers"):
+    for folder in (
+        "/run/containerd/s",
+        "/run/containerd",
+        "/var/lib/cni/results",
+        "/var/lib/cni",
+        "/var/log/containers",
+    ):
         with contextlib.suppress(OSError):
             os.rmdir(folder)  # only if empty
 
@@ -142,7 +157,9 @@ def tear_down(cluster: Cluster, components: Iterable[Component]) -> None:
     kubelets = [component for component in backwards if component.name.startswith("kubelet-")]
     # The API server before etcd, or it hangs on its watches; containerd after the containers.
     last = ["kube-apiserver", "etcd"]
-    first = [component for component in backwards if component not in (*runtimes, *kubelets) and component.name not in last]
+    first = [
+        component for component in backwards if component not in (*runtimes, *kubelets) and component.name not in last
+    ]
 
     with report.step("stopped the supervisor and the nodes' agents"):
         processes.stop("supervisor", 5)
@@ -162,19 +179,39 @@ def tear_down(cluster: Cluster, components: Iterable[Component]) -> None:
             end_all(left, 0.2)
         end_containers(layout)
         processes.forget()
-    problems: list[str] = []
     with report.step("removed mounts, devices, rules and control groups"):
         remove_leftovers(layout)
-        problems += [f"the mount {point}" for point in unmount_all(layout.cluster)]
+        unmount_all(layout.cluster)
         for node in layout.nodes:
             shutil.rmtree(node.containerd_state, ignore_errors=True)
         for component in backwards:
             component.clean(cluster)
         trees = cgroups.hierarchies()
         for node in layout.nodes:
-            problems += [f"the control group {path}" for path in cgroups.remove(node.cgroup, trees)]
-    if problems:
-        raise ClusterError(f"Still there: {', '.join(problems)}; something uses it. End that and run `down` again.")
+            cgroups.remove(node.cgroup, trees)
+        remaining = leftovers(layout)
+    if remaining:
+        raise ClusterError(f"Still there: {', '.join(remaining)}; something uses it. End that and run `down` again.")
+
+
+def leftovers(layout: Layout) -> list[str]:
+    """What of the cluster is still in the kernel, each in a few words; empty after a good `down`."""
+    processes = processes_of(layout)
+    found = [f"process {pid}" for pid, _ in {*processes.marked(), *container_processes(layout)}]
+    found += [f"mount {point}" for point in mount_points(Path("/proc/self/mountinfo").read_text(), layout.cluster)]
+    bridges, gateways = {node.bridge for node in layout.nodes}, {node.address for node in layout.nodes}
+    found += [
+        f"device {link['ifname']}" for link in links() if link["ifname"] in bridges or gateways & set(addresses(link))
+    ]
+    found += [f"nftables table {family} {name}" for family, name in tables() if name.startswith((TABLE, "kube-proxy"))]
+    groups = {node.cgroup.lstrip("/") for node in layout.nodes}
+    found += [
+        f"cgroup {tree.path / group}"
+        for tree in cgroups.hierarchies()
+        for group in groups
+        if (tree.path / group).exists()
+    ]
+    return found
 
 
 def purge(cluster: Cluster, components: Iterable[Component]) -> None:

@@ -1,9 +1,10 @@
-"""`up`: from whatever state to a cluster that is ready. Harmless when it runs already; goes on after an interruption."""
+"""`up`: from whatever state to a cluster that is ready. Harmless when it runs already, and after an interruption."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import sys
 import time
@@ -101,7 +102,8 @@ def wait_ready(cluster: Cluster, processes: Processes, component: Component) -> 
         if time.monotonic() > deadline:
             log = cluster.layout.logs / f"{component.name}.log"
             raise ClusterError(
-                f"{component.name} is not ready after {component.ready_seconds:.0f} s: {missing.rstrip('.')}. See {log}."
+                f"{component.name} is not ready after {component.ready_seconds:.0f} s: "
+                f"{missing.rstrip('.')}. See {log}."
             )
         time.sleep(pause)
         pause = min(pause * 1.5, 0.5)
@@ -133,7 +135,7 @@ def start_all(cluster: Cluster, components: Sequence[Component]) -> None:
                 for member in members:
                     if member.command(cluster) is None:
                         member.prepare(cluster)
-            in_parallel([lambda member=member: start_component(cluster, processes, member) for member in members])  # type: ignore[misc]
+            in_parallel([functools.partial(start_component, cluster, processes, member) for member in members])
 
 
 def up(cluster: Cluster) -> None:
@@ -156,7 +158,9 @@ def up(cluster: Cluster) -> None:
             local_up(cluster)
         for settled in load_extensions().settled:
             settled(cluster)
-        cluster.report.say(f"{time.monotonic() - start:5.1f} s  the cluster is up; export KUBECONFIG={cluster.kubeconfig}")
+        cluster.report.say(
+            f"{time.monotonic() - start:5.1f} s  the cluster is up; export KUBECONFIG={cluster.kubeconfig}"
+        )
 
 
 def local_up(cluster: Cluster) -> None:

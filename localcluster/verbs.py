@@ -21,7 +21,9 @@ def run_up(cluster: Cluster, options: argparse.Namespace) -> int:
 
 def run_down(cluster: Cluster, options: argparse.Namespace) -> int:
     if cluster.engine == "current":
-        raise ClusterError("CLUSTER=current is somebody's cluster, and `down` does not end it; unset CLUSTER to end the local one.")
+        raise ClusterError(
+            "CLUSTER=current is somebody's cluster, and `down` does not end it; unset CLUSTER to end the local one."
+        )
     checks.require_root()
     components = all_components(cluster.engine)
     with only_one(cluster):
@@ -50,7 +52,9 @@ def run_status(cluster: Cluster, options: argparse.Namespace) -> int:
         cluster.report.say(f"{component.name:24} {place:12} {missing or 'ready'}")
     try:
         for node in cluster.api().get("/api/v1/nodes")["items"]:
-            ready = next((entry["status"] for entry in node["status"]["conditions"] if entry["type"] == "Ready"), "Unknown")
+            ready = next(
+                (entry["status"] for entry in node["status"]["conditions"] if entry["type"] == "Ready"), "Unknown"
+            )
             can = node["status"]["allocatable"]
             cluster.report.say(f"{node['metadata']['name']:24} Ready={ready} cpu={can['cpu']} memory={can['memory']}")
     except (OSError, ClusterError):
@@ -113,30 +117,35 @@ def _component(cluster: Cluster, name: str) -> str:
 
 def _configure_kill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("component", help="for example kube-apiserver")
-    parser.add_argument("--stay-down", action="store_true", help="until `restart`; otherwise it is started again at once")
+    parser.add_argument(
+        "--stay-down", action="store_true", help="until `restart`; otherwise it is started again at once"
+    )
+
+
+def _configure_down(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--purge", action="store_true", help="delete everything but the binaries")
+
+
+def _configure_binaries(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help="kubernetes, etcd, coredns, helm, kind; all by default"
+    )
+
+
+def _configure_restart(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("component", help="for example kube-apiserver")
 
 
 VERBS: tuple[Verb, ...] = (
     Verb("up", "start the cluster, or go on where a start was interrupted", run_up),
-    Verb(
-        "down",
-        "end the cluster; objects, volumes and images stay for the next `up`",
-        run_down,
-        lambda parser: parser.add_argument("--purge", action="store_true", help="delete everything but the binaries") and None,
-    ),
-    Verb("status", "say what runs and what is missing", run_status),
+    Verb("down", "end the cluster; objects, volumes and images stay for the next `up`", run_down, _configure_down),
+    Verb("status", "say what runs and what is missing; exit code 3 if something is", run_status),
     Verb("kubeconfig", "print the path of the kubeconfig", run_kubeconfig),
     Verb(
-        "binaries",
-        "bring the programs into the cache: find, download or build them",
-        run_binaries,
-        lambda parser: parser.add_argument("parts", nargs="*", metavar="PART", help="of them; all by default") and None,
+        "binaries", "bring the programs into the cache: find, download or build them", run_binaries, _configure_binaries
     ),
     Verb("kill", "kill -9 a component, for tests", run_kill, _configure_kill),
     Verb(
-        "restart",
-        "kill a component if it runs, start it and wait until it is ready",
-        run_restart,
-        lambda parser: parser.add_argument("component", help="for example kube-apiserver") and None,
+        "restart", "kill a component if it runs, start it and wait until it is ready", run_restart, _configure_restart
     ),
 )
