@@ -3,8 +3,8 @@
 Debian's docker-registry on loopback, plain HTTP, data in `<cache>/registry`. The containerd of each node pulls
 `127.0.0.1:5001/NAME:TAG` from it, and only layers that it does not have yet.
 
-    python -m localcluster load-image my-image.tar                      # made by `docker save`, `podman save` or `buildah push`
-    python -m localcluster load-image my-image.tar --name trainer:3     # the nodes know it as 127.0.0.1:5001/trainer:3
+    python -m localcluster load-image my-image.tar                    # made by `docker save` or `podman save`
+    python -m localcluster load-image my-image.tar --name trainer:3   # the nodes know it as 127.0.0.1:5001/trainer:3
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 from localcluster import packages
 from localcluster.addons import buildah
 from localcluster.components import Cluster, Command, Component, Stage, Verb
-from localcluster.engine import container_engine
 from localcluster.errors import ClusterError
 from localcluster.layout import REGISTRY_PORT, Layout
 from localcluster.processes import processes_of
@@ -72,7 +71,9 @@ class Registry(Component):
 
     def command(self, cluster: Cluster) -> Command:
         program = shutil.which("docker-registry") or "/usr/bin/docker-registry"
-        return Command((program, "serve", str(cluster.layout.config / "registry.yaml")), {"OTEL_TRACES_EXPORTER": "none"})
+        return Command(
+            (program, "serve", str(cluster.layout.config / "registry.yaml")), {"OTEL_TRACES_EXPORTER": "none"}
+        )
 
     def ready(self, cluster: Cluster) -> str:
         return "" if answer("/v2/") == 200 else f"no answer on {HOST}"
@@ -94,7 +95,8 @@ def start(cluster: Cluster) -> None:
         return
     REGISTRY.prepare(cluster)
     processes_of(cluster.layout).start(REGISTRY.name, REGISTRY.command(cluster))
-    buildah.wait_until(lambda: not REGISTRY.ready(cluster), 30, f"The registry gives no answer on {HOST}; see that no one else has the port.")
+    otherwise = f"The registry gives no answer on {HOST}; see that no one else has the port."
+    buildah.wait_until(lambda: not REGISTRY.ready(cluster), 30, otherwise)
 
 
 def archive_transport(path: Path) -> tuple[str, str]:
@@ -113,7 +115,9 @@ def archive_transport(path: Path) -> tuple[str, str]:
                 parsed = json.loads(content.read()) if content else None
                 return transport, named_in(parsed)
     except (tarfile.TarError, OSError, ValueError) as error:
-        raise ClusterError(f"{path} cannot be read as an image archive ({error}); give a file that `docker save` wrote.") from None
+        raise ClusterError(
+            f"{path} cannot be read as an image archive ({error}); give a file that `docker save` wrote."
+        ) from None
     raise ClusterError(f"{path} is a tar, but no image archive; give a file that `docker save` or `podman save` wrote.")
 
 
@@ -123,7 +127,8 @@ def named_in(index: object) -> str:
         tags = [tag for entry in index for tag in entry.get("RepoTags") or ()]
     elif isinstance(index, dict):
         annotations = [entry.get("annotations", {}) for entry in index.get("manifests", ())]
-        tags = [found.get("io.containerd.image.name") or found.get("org.opencontainers.image.ref.name", "") for found in annotations]
+        keys = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+        tags = [found[key] for found in annotations for key in keys if key in found]
     else:
         return ""
     return next((str(tag) for tag in tags if tag), "")
@@ -150,7 +155,10 @@ def load_image(cluster: Cluster, arguments: argparse.Namespace) -> int:
     if not name:
         raise ClusterError(f"{path} holds no name for its image; give one with --name NAME:TAG.")
     start(cluster)
-    with cluster.report.step(f"loaded {path.name} as {name_on_nodes(name)}", announce=True), buildah.store(cluster) as store:
+    with (
+        cluster.report.step(f"loaded {path.name} as {name_on_nodes(name)}", announce=True),
+        buildah.store(cluster) as store,
+    ):
         found = store.run("pull", "-q", f"{transport}:{path}").strip().splitlines()[-1]
         store.push(found, name_on_nodes(name))
         store.run("rmi", "-f", found)
@@ -158,7 +166,7 @@ def load_image(cluster: Cluster, arguments: argparse.Namespace) -> int:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("archive", help="a tar that `docker save`, `podman save` or `buildah push docker-archive:` wrote")
+    parser.add_argument("archive", help="a tar that `docker save` or `podman save` wrote")
     parser.add_argument("--name", default="", help="NAME:TAG on the nodes' registry; left out: the name in the archive")
 
 
