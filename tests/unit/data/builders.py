@@ -20,7 +20,10 @@ from kubeformer.contract.job import (
     Training,
 )
 
-WORDS = tuple("abcdefghijklmnopqrstuvwxyz") + tuple(
+WORDS = (
+    *"abcdefghijklmnopqrstuvwxyz",
+    *("the", "mail", "is", "not", "from", "an", "old", "friend", "who", "has", "to", "be", "at", "home"),
+)
     ["the", "mail", "is", "not", "from", "an", "old", "friend", "who", "has", "to", "be", "at", "home"]
 )
 

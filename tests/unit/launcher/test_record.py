@@ -1,6 +1,7 @@
 """What the launcher says of a worker: from heartbeats to /progress, Prometheus and the termination message."""
 
 import json
+from typing import get_args
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,7 +33,7 @@ def test_the_launchers_own_constants_are_those_of_the_contract() -> None:
     assert constants.INVALID == names.ExitCode.INVALID
     assert constants.STOPPED == names.ExitCode.STOPPED
     assert constants.REASON_SETTINGS_INVALID == names.Reason.SETTINGS_INVALID
-    assert Phase.__args__ == constants.PHASES
+    assert get_args(Phase) == constants.PHASES
     aliases = [field.alias for field in Progress.model_fields.values()]
     assert list(constants.PROGRESS_FIELDS) == aliases
 
