@@ -24,8 +24,6 @@ WORDS = (
     *"abcdefghijklmnopqrstuvwxyz",
     *("the", "mail", "is", "not", "from", "an", "old", "friend", "who", "has", "to", "be", "at", "home"),
 )
-    ["the", "mail", "is", "not", "from", "an", "old", "friend", "who", "has", "to", "be", "at", "home"]
-)
 
 
 def no_beat() -> None:
