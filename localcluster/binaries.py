@@ -7,6 +7,8 @@ checksums verified, if their hosts answer quickly; otherwise `go build` of the p
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import io
 import os
@@ -16,7 +18,7 @@ import shutil
 import subprocess
 import tarfile
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,12 +200,12 @@ def ensure(cluster: Cluster, *names: str) -> None:
     for name in names:
         part = PARTS[name]
         folder = folder_of(part, cluster.layout.binaries)
-        if all((folder / program_name).exists() for program_name in part.packages):
-            continue
-        temporary = folder.with_name(f"{folder.name}.{os.getpid()}.new")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
+        with _alone(cluster.layout.binaries, name):
+            if all((folder / program_name).exists() for program_name in part.packages):
+                continue
+            temporary = folder.with_name(f"{folder.name}.new")
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
             version = version_of(part)
             if not (
                 from_machine(part, version, temporary, cluster.environment, cluster.report)
@@ -212,8 +214,15 @@ def ensure(cluster: Cluster, *names: str) -> None:
                 build(part, version, temporary, cluster.report)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(binaries: Path, name: str) -> Iterator[None]:
+    """Waits until nobody else brings this part: `binaries` may run beside `up`."""
+    binaries.mkdir(parents=True, exist_ok=True)
+    with open(binaries / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def says_version(path: str, part: Part, version: str) -> bool:

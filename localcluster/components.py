@@ -131,7 +131,7 @@ class Cluster:
         """A client of the API server, as administrator."""
         from localcluster.kube import Api
 
-        return Api.from_kubeconfig(self.kubeconfig)
+        return (Api.from_any_kubeconfig if self.engine == "current" else Api.from_kubeconfig)(self.kubeconfig)
 
 
 class Component:

@@ -72,7 +72,7 @@ class Etcd(Component):
         ]
         if cluster.environment.get(UNSAFE_VARIABLE) == "1":
             arguments.append("--unsafe-no-fsync")
-        return Command(tuple(arguments))
+        return Command(tuple(arguments), pki.inputs(cluster.layout))
 
     def ready(self, cluster: Cluster) -> str:
         keys = cluster.layout.keys
@@ -148,7 +148,8 @@ class ApiServer(Component):
                 f"--feature-gates={GATES}",
                 "--runtime-config=scheduling.k8s.io/v1beta1=true",
                 "--profiling=false",
-            )
+            ),
+            pki.inputs(layout, json.dumps(AUDIT_POLICY)),
         )
 
     def ready(self, cluster: Cluster) -> str:
@@ -217,7 +218,8 @@ class ControllerManager(Component):
                 "--kube-api-qps=100",
                 "--kube-api-burst=200",
                 "--profiling=false",
-            )
+            ),
+            pki.inputs(cluster.layout),
         )
 
     def ready(self, cluster: Cluster) -> str:
@@ -249,7 +251,8 @@ class Scheduler(Component):
                 "--kube-api-qps=100",
                 "--kube-api-burst=200",
                 "--profiling=false",
-            )
+            ),
+            pki.inputs(cluster.layout),
         )
 
     def ready(self, cluster: Cluster) -> str:

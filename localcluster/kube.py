@@ -14,7 +14,10 @@ import base64
 import http.client
 import json
 import re
+import shutil
 import ssl
+import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -87,6 +90,31 @@ class Api:
             if files["client-certificate"]:
                 tls.load_cert_chain(files["client-certificate"], files["client-key"])
         return cls(values["server"], tls, values.get("token", ""))
+
+    @classmethod
+    def from_any_kubeconfig(cls, path: Path) -> Api:
+        """Reads the current context of a kubeconfig that somebody else wrote, with kubectl's help.
+
+        Raises:
+            ClusterError: if kubectl is missing, or the user in it is known by a plugin alone.
+        """
+        beside = Path(sys.executable).with_name("kubectl")
+        kubectl = str(beside) if beside.exists() else shutil.which("kubectl")
+        if kubectl is None:
+            raise ClusterError("kubectl is missing; put it on PATH to use CLUSTER=current.")
+        command = [kubectl, "--kubeconfig", str(path), "config", "view", "--raw", "--minify", "--flatten", "-o", "yaml"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise ClusterError(f"The kubeconfig {path} has no usable current context: {done.stderr.strip()}")
+        if re.search(r"^ *(exec|auth-provider):", done.stdout, re.MULTILINE):
+            raise ClusterError(
+                f"The user of {path} is known by a plugin; use a kubeconfig with a certificate or a token."
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            plain = Path(folder) / "kubeconfig"
+            plain.write_text(done.stdout)
+            plain.chmod(0o600)
+            return cls.from_kubeconfig(plain)
 
     def open(
         self, method: str, path: str, body: Object | None, content_type: str, timeout: float

@@ -122,7 +122,8 @@ class Containerd(Component):
 
     def command(self, cluster: Cluster) -> Command:
         node = self.node(cluster)
-        return Command(("containerd", "--config", str(node.folder / "containerd.toml"), "--log-level", "warn"))
+        arguments = ("containerd", "--config", str(node.folder / "containerd.toml"), "--log-level", "warn")
+        return Command(arguments, pki.inputs(cluster.layout, containerd_config(node)))
 
     def ready(self, cluster: Cluster) -> str:
         command = ["ctr", "-a", str(self.node(cluster).containerd_socket), "--timeout", "2s", "version"]
@@ -234,7 +235,8 @@ class Kubelet(Component):
                 f"--cert-dir={node.kubelet_root / 'pki'}",
                 f"--hostname-override={node.name}",
                 f"--node-ip={node.address}",
-            )
+            ),
+            pki.inputs(cluster.layout, json.dumps(kubelet_config(node, cluster.layout.keys))),
         )
 
     def ready(self, cluster: Cluster) -> str:
@@ -268,18 +270,23 @@ class KubeProxy(Component):
     name = "kube-proxy"
     stage = Stage.CONTROL
 
-    def _config(self, cluster: Cluster) -> Path:
+    def _path(self, cluster: Cluster) -> Path:
         return cluster.layout.config / "kube-proxy.json"
 
+    def _kubeconfig(self, cluster: Cluster) -> Path:
+        return cluster.layout.config / "kube-proxy.kubeconfig"
+
     def prepare(self, cluster: Cluster) -> None:
-        kubeconfig = cluster.layout.config / "kube-proxy.kubeconfig"
-        pki.write_kubeconfig(cluster.layout, kubeconfig, self.name)
-        config = {
+        pki.write_kubeconfig(cluster.layout, self._kubeconfig(cluster), self.name)
+        pki.write_private(self._path(cluster), json.dumps(self._config(cluster), indent=1))
+
+    def _config(self, cluster: Cluster) -> dict[str, Any]:
+        return {
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
             "kind": "KubeProxyConfiguration",
             "mode": "nftables",
             "clusterCIDR": places.POD_RANGE,
-            "clientConnection": {"kubeconfig": str(kubeconfig)},
+            "clientConnection": {"kubeconfig": str(self._kubeconfig(cluster))},
             "hostnameOverride": cluster.layout.nodes[0].name,
             "bindAddress": cluster.layout.nodes[0].address,
             "healthzBindAddress": f"127.0.0.1:{places.KUBE_PROXY_HEALTH_PORT}",
@@ -287,10 +294,10 @@ class KubeProxy(Component):
             "conntrack": {"maxPerCore": 0, "min": 0},
             "nftables": {"minSyncPeriod": "200ms"},
         }
-        pki.write_private(self._config(cluster), json.dumps(config, indent=1))
 
     def command(self, cluster: Cluster) -> Command:
-        return Command((program(cluster, self.name), f"--config={self._config(cluster)}"))
+        arguments = (program(cluster, self.name), f"--config={self._path(cluster)}")
+        return Command(arguments, pki.inputs(cluster.layout, json.dumps(self._config(cluster))))
 
     def ready(self, cluster: Cluster) -> str:
         if not listening("127.0.0.1", places.KUBE_PROXY_HEALTH_PORT):

@@ -23,6 +23,9 @@ PACKAGES: Mapping[str, str] = {
 }
 """Program, or file, to the package that brings it."""
 
+LOCK = ("-o", "DPkg::Lock::Timeout=300")
+"""Waits for another apt-get to end, instead of failing beside it."""
+
 SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -53,7 +56,7 @@ def install(report: Report, programs: Mapping[str, str] = PACKAGES) -> None:
         )
     with report.step(f"Debian packages: {' '.join(packages)}", announce=True):
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages]
+        command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *LOCK, *packages]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             # The lists of a fresh machine are empty or old.

@@ -7,6 +7,7 @@ Everything is made in a folder beside and moved into place at the end, so an int
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import shutil
 import subprocess
@@ -154,6 +155,20 @@ def ensure_keys(layout: Layout) -> bool:
     shutil.rmtree(layout.keys, ignore_errors=True)
     temporary.rename(layout.keys)
     return True
+
+
+INPUTS_VARIABLE = "KUBEFORMER_INPUTS"
+"""Carries a digest of what a process reads at its start, so that `up` starts it again when that has changed."""
+
+
+def inputs(layout: Layout, *texts: str) -> dict[str, str]:
+    """The variable for a process that uses the cluster's keys, and was configured with these texts."""
+    digest = hashlib.sha256()
+    for name in AUTHORITIES:
+        digest.update((layout.keys / f"{name}.crt").read_bytes())
+    for text in texts:
+        digest.update(text.encode())
+    return {INPUTS_VARIABLE: digest.hexdigest()[:16]}
 
 
 def kubeconfig_text(server: str, ca: bytes, certificate: bytes, key: bytes, user: str) -> str:
