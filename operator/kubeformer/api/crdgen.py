@@ -10,18 +10,24 @@ from pathlib import Path
 
 import yaml
 
+from kubeformer.api.chartgen import HEADER, crd_template, values_schema, values_yaml
 from kubeformer.api.crd import KINDS, crd
 from kubeformer.api.docgen import reference
 
-HEADER = "# Generated from operator/kubeformer/api by `make gen`. Do not edit.\n"
+CHART = "helm/kubeformer"
 
 
 def files() -> Mapping[str, str]:
     """Every generated file: its path below the repository, and its text."""
-    found = {"docs/reference/api.md": reference(KINDS)}
+    found = {
+        "docs/reference/api.md": reference(KINDS),
+        f"{CHART}/values.yaml": values_yaml(),
+        f"{CHART}/values.schema.json": values_schema(),
+    }
     for kind in KINDS:
         text = HEADER + yaml.safe_dump(crd(kind), sort_keys=False, width=110, allow_unicode=True)
         found[f"crds/{kind.file}"] = text
+        found[f"{CHART}/templates/crds/{kind.file}"] = crd_template(crd(kind))
     return found
 
 
