@@ -61,6 +61,7 @@ class Reflector:
         namespace: str | None = None,
         selectors: Mapping[str, str] | None = None,
         silence_seconds: float = SILENCE_SECONDS,
+        longest_pause_seconds: float = LONGEST_PAUSE_SECONDS,
     ) -> None:
         self.resource = resource
         self.synced = asyncio.Event()
@@ -73,7 +74,9 @@ class Reflector:
         self._namespace = namespace
         self._selectors = dict(selectors or {})
         self._silence_seconds = silence_seconds
+        self._longest_pause_seconds = longest_pause_seconds
         self._version: int | None = None
+        self._seen = -1  # the newest version ever seen, to notice that history went back
         self._present: set[Key] = set()
 
     async def run(self) -> None:
@@ -99,7 +102,7 @@ class Reflector:
                 self.alive = False
                 self._version = None
                 failures += 1
-            longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(failures, 16))
+            longest = min(self._longest_pause_seconds, FIRST_PAUSE_SECONDS * 2.0 ** min(failures, 16))
             await asyncio.sleep(longest * (0.5 + 0.5 * self._jitter()))
 
     async def _list(self) -> None:
@@ -137,8 +140,6 @@ class Reflector:
         self.lists += 1
         self.alive = True
         self.synced.set()
-
-    _seen: int = -1  # the newest version ever seen, to notice that history went back
 
     async def _watch(self) -> None:
         params = {
