@@ -19,12 +19,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from localcluster import registry
+from localcluster import binaries, registry
 from localcluster.addons import buildah
 from localcluster.addons.buildah import BASE_OPTIONS, BASE_PACKAGES, SUITE, Store, call
 from localcluster.components import REPOSITORY, Cluster, Verb
 from localcluster.engine import container_engine
 from localcluster.errors import ClusterError
+from localcluster.kind import NAME
 from localcluster.kube import Api, Object
 from localcluster.layout import Layout
 
@@ -112,29 +113,35 @@ def base_name(store: Store, layout: Layout, cluster: Cluster) -> str:
     return name
 
 
-def build_local(cluster: Cluster, images: Sequence[Image]) -> None:
-    """Builds with buildah and pushes to the local registry."""
+def build_local(cluster: Cluster, images: Sequence[Image]) -> dict[str, str]:
+    """Builds with buildah and pushes to the local registry. Returns name to reference."""
+    pushed: dict[str, str] = {}
     registry.start(cluster)
     with buildah.store(cluster) as store:
         base = base_name(store, cluster.layout, cluster)
         for image in images:
-            name, target = f"localhost/{image.name}", reference(cluster, image)
+            name = f"localhost/{image.name}"
 
             def said(line: str, image: Image = image) -> None:
                 title = buildah.step_title(line)
                 if title:
                     cluster.report.say(f"         {image.name} {title}")
 
+            arguments = {"BASE": base, **image.arguments}
             with cluster.report.step(f"{image.name}: built", announce=True):
-                arguments = {"BASE": base, **image.arguments}
-                labels = {"org.opencontainers.image.version": tag_of(image)}
-                store.build(REPOSITORY / image.containerfile, name, arguments, labels, said)
+                target = ""
+                while target != reference(cluster, image):  # code that is edited during the build is built again
+                    target = reference(cluster, image)
+                    labels = {"org.opencontainers.image.version": target.rpartition(":")[2]}
+                    store.build(REPOSITORY / image.containerfile, name, arguments, labels, said)
             with cluster.report.step(f"{image.name}: pushed to {registry.HOST}", announce=True):
                 push(cluster, store, name, target)
+            pushed[image.name] = target
         store.prune()
         tight = shutil.disk_usage(cluster.layout.cache).free < ENOUGH_DISK
     if tight:
         drop_store(cluster)
+    return pushed
 
 
 def push(cluster: Cluster, store: Store, name: str, target: str, tries: int = 3) -> None:
@@ -164,8 +171,9 @@ def drop_store(cluster: Cluster) -> None:
     shutil.rmtree(cluster.layout.cache / "buildah", ignore_errors=True)
 
 
-def build_with_engine(cluster: Cluster, images: Sequence[Image]) -> None:
-    """Builds with docker or podman and hands the images to kind's nodes."""
+def build_with_engine(cluster: Cluster, images: Sequence[Image]) -> dict[str, str]:
+    """Builds with docker or podman and hands the images to kind's nodes. Returns name to reference."""
+    loaded: dict[str, str] = {}
     engine = container_engine()
     if not engine:
         raise ClusterError("CLUSTER=kind needs docker or podman, and neither answers; start one, or set CLUSTER=local.")
@@ -178,7 +186,9 @@ def build_with_engine(cluster: Cluster, images: Sequence[Image]) -> None:
                 said=lambda line: None,
             )
         with cluster.report.step(f"{image.name}: loaded into the nodes", announce=True):
-            call(["kind", "load", "docker-image", target, "--name", "kubeformer"])
+            call([binaries.program(cluster, "kind"), "load", "docker-image", target, "--name", NAME])
+        loaded[image.name] = target
+    return loaded
 
 
 def run_images(cluster: Cluster, arguments: argparse.Namespace) -> int:
@@ -186,17 +196,17 @@ def run_images(cluster: Cluster, arguments: argparse.Namespace) -> int:
     if cluster.engine == "current":
         raise ClusterError(
             "CLUSTER=current pulls from a registry of yours: build operator/Containerfile and runtime/Containerfile, "
-            "push them there, and run `python -m localcluster install --set image.registry=...`."
+            "push both, and run `python -m localcluster install --set images.operator=... --set images.runtime=...`."
         )
+    record = {image.name: reference(cluster, image) for image in IMAGES}
     missing = [image for image in IMAGES if arguments.force or not present(cluster, image)]
     for image in IMAGES:
         if image not in missing:
             cluster.report.say(f"         {image.name}: unchanged ({tag_of(image)})")
     if missing and cluster.engine == "local":
-        build_local(cluster, missing)
+        record.update(build_local(cluster, missing))
     elif missing:
-        build_with_engine(cluster, missing)
-    record = {image.name: reference(cluster, image) for image in IMAGES}
+        record.update(build_with_engine(cluster, missing))
     (cluster.layout.cache / "images.json").write_text(json.dumps(record, indent=1))
     pull_ahead(cluster, wait=arguments.wait)
     return 0
@@ -249,7 +259,7 @@ def pull_ahead(cluster: Cluster, wait: bool = False) -> None:
 
     Nothing happens while the cluster is down: `install` asks again.
     """
-    image = reference(cluster, RUNTIME)
+    image = last_built(cluster)[RUNTIME.name]
     try:
         api = cluster.api()
         lacking = lacking_nodes(api, image)

@@ -17,10 +17,11 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from localcluster import packages
+from localcluster import binaries, packages
 from localcluster.addons import buildah
 from localcluster.components import Cluster, Command, Component, Stage, Verb
 from localcluster.errors import ClusterError
+from localcluster.kind import NAME
 from localcluster.layout import REGISTRY_PORT, Layout
 from localcluster.processes import processes_of
 
@@ -147,7 +148,7 @@ def load_image(cluster: Cluster, arguments: argparse.Namespace) -> int:
     transport, name = archive_transport(path)
     if cluster.engine == "kind":
         with cluster.report.step(f"loaded {path.name} into the nodes", announce=True):
-            buildah.call(["kind", "load", "image-archive", str(path), "--name", "kubeformer"])
+            buildah.call([binaries.program(cluster, "kind"), "load", "image-archive", str(path), "--name", NAME])
         return 0
     if cluster.engine == "current":
         raise ClusterError("CLUSTER=current has its own registry; push the image there with your container engine.")

@@ -1,10 +1,10 @@
 """Volumes that both nodes can write: the default StorageClass `kubeformer-shared` and its provisioner.
 
-Both nodes are on one machine, so a folder of it is shared storage: every claim becomes a folder in `<cache>/volumes` and
-a PersistentVolume without node affinity, ReadWriteMany if asked. The folder is writable by everybody, because a pod under
-Pod Security `restricted` is no root and the kubelet changes no owners of such volumes.
+Both nodes are on one machine, so a folder of it is shared storage: every claim becomes a folder in `<cache>/volumes`
+and a PersistentVolume without node affinity, ReadWriteMany if asked. The folder is writable by everybody, because a pod
+under Pod Security `restricted` is no root and the kubelet changes no owners of such volumes.
 
-    python -m localcluster.volumes KUBECONFIG FOLDER PATH_ON_NODES      # the provisioner; `up` starts it
+    python -m localcluster.volumes KUBECONFIG FOLDER      # the provisioner; `up` starts it
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from localcluster.kube import Api, ApiError, Object
 
 STORAGE_CLASS = "kubeformer-shared"
 PROVISIONER = "kubeformer.dev/shared"
-KIND_PATH = "/var/lib/kubeformer/volumes"
-"""Where kind-config.yaml mounts the folder of volumes into each of kind's nodes."""
 
 CLAIMS = "/api/v1/persistentvolumeclaims"
 VOLUMES = "/api/v1/persistentvolumes"
@@ -56,7 +54,7 @@ def wanted(claim: Object, classes: dict[str, Object]) -> bool:
     )
 
 
-def volume_for(claim: Object, reclaim: str, path_on_nodes: str) -> Object:
+def volume_for(claim: Object, reclaim: str, data: Path) -> Object:
     """The PersistentVolume of a claim: no node affinity, bound to this claim alone."""
     metadata = claim["metadata"]
     return {
@@ -72,7 +70,7 @@ def volume_for(claim: Object, reclaim: str, path_on_nodes: str) -> Object:
             "capacity": {"storage": claim["spec"]["resources"]["requests"]["storage"]},
             "persistentVolumeReclaimPolicy": reclaim,
             "volumeMode": "Filesystem",
-            "hostPath": {"path": f"{path_on_nodes}/{folder_name(claim)}", "type": "Directory"},
+            "hostPath": {"path": str(data / folder_name(claim)), "type": "Directory"},
             "claimRef": {
                 "apiVersion": "v1",
                 "kind": "PersistentVolumeClaim",
@@ -94,7 +92,7 @@ def finished(volume: Object) -> bool:
     )
 
 
-def look(api: Api, data: Path, path_on_nodes: str) -> None:
+def look(api: Api, data: Path) -> None:
     """Gives every waiting claim its volume, and deletes what belongs to none any more."""
     classes = {
         entry["metadata"]["name"]: entry
@@ -113,7 +111,7 @@ def look(api: Api, data: Path, path_on_nodes: str) -> None:
         folder.chmod(0o777)
         reclaim = classes[claim["spec"]["storageClassName"]].get("reclaimPolicy", "Delete")
         try:
-            api.request("POST", VOLUMES, volume_for(claim, reclaim, path_on_nodes))
+            api.request("POST", VOLUMES, volume_for(claim, reclaim, data))
             tell(f"made a volume for {name}")
         except ApiError as error:
             if error.code != 409:  # it is there, and only the binding takes a moment
@@ -136,9 +134,8 @@ class Provisioner(Component):
     engines = ("local", "kind")
 
     def command(self, cluster: Cluster) -> Command:
-        data = cluster.layout.volumes
-        on_nodes = str(data) if cluster.engine == "local" else KIND_PATH
-        return python_command("localcluster.volumes", str(cluster.kubeconfig), str(data), on_nodes)
+        # kind's nodes see the folder under the same path as this machine.
+        return python_command("localcluster.volumes", str(cluster.kubeconfig), str(cluster.layout.volumes))
 
     def prepare(self, cluster: Cluster) -> None:
         cluster.layout.volumes.mkdir(parents=True, exist_ok=True)
@@ -163,9 +160,8 @@ def settled(cluster: Cluster) -> None:
 COMPONENTS: tuple[Component, ...] = (Provisioner(),)
 
 
-def main(kubeconfig: str, data: str, path_on_nodes: str) -> None:
-    folder = Path(data)
-    run(Api.from_kubeconfig(Path(kubeconfig)), (CLAIMS, VOLUMES), lambda api: look(api, folder, path_on_nodes))
+def main(kubeconfig: str, data: str) -> None:
+    run(Api.from_kubeconfig(Path(kubeconfig)), (CLAIMS, VOLUMES), lambda api: look(api, Path(data)))
 
 
 if __name__ == "__main__":

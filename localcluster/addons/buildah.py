@@ -183,8 +183,12 @@ def store(cluster: Cluster) -> Iterator[Store]:
     root.mkdir(parents=True, exist_ok=True)
     with open(cluster.layout.cache / "buildah.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in cluster.layout.cache.glob("buildah-*"):
+            shutil.rmtree(left, ignore_errors=True)  # of a build that was killed
         with tempfile.TemporaryDirectory(dir=cluster.layout.cache, prefix="buildah-") as scratch:
-            yield Store(root, Path(scratch), cluster.environment)
+            found = Store(root, Path(scratch), cluster.environment)
+            found.run("rm", "--all")  # the working copies of such a build
+            yield found
 
 
 def make_base(archive: Path) -> None:
@@ -209,6 +213,6 @@ def make_base(archive: Path) -> None:
 
 
 def step_title(line: str) -> str:
-    """What to show of a line that buildah says: the instruction of a step, shortened, or "" for all other lines."""
-    match = re.fullmatch(r"STEP (\d+/\d+): (.*)", line)
+    """What to show of a line that buildah says: a step that runs something, shortened; "" for all other lines."""
+    match = re.fullmatch(r"STEP (\d+/\d+): (RUN .*)", line)
     return f"{match[1]} {' '.join(match[2].split())[:90]}" if match else ""

@@ -1,9 +1,9 @@
 """What NetworkPolicies mean, as nftables rules. Pure: objects of the API server in, the text of one table out.
 
-A packet between two pods has to be let through twice, by the policies for egress that select its sender and by those for
-ingress that select its receiver. A pod that no policy selects for a direction is open in that direction. Answers to what
-was let through pass, and so does everything from the nodes themselves (the kubelet's probes). Addresses of Services are
-translated before the hook, so the rules see pods alone.
+A packet between two pods has to be let through twice, by the policies for egress that select its sender and by those
+for ingress that select its receiver. A pod that no policy selects for a direction is open in that direction. Answers to
+what was let through pass, and so does everything from the nodes themselves (the kubelet's probes). Addresses of
+Services are translated before the hook, so the rules see pods alone.
 
 Standard: the reference of networking.k8s.io/v1 NetworkPolicy. IPv4 only, as the cluster is. A policy acts on a pod when
 its address is known, some tenths of a second after its start.
@@ -43,7 +43,7 @@ class Peer:
 
 
 def pod_from(raw: Object) -> Pod | None:
-    """The pod; None for one without an address of its own. A pod that ended may have left its address to another one."""
+    """The pod; None for one without an address of its own. One that ended may have left it to another."""
     status, spec = raw.get("status", {}), raw["spec"]
     address = status.get("podIP", "")
     if not address or ":" in address or spec.get("hostNetwork") or status.get("phase") in ("Succeeded", "Failed"):
@@ -105,7 +105,7 @@ def peers_of(
 
 
 def ports_of(entries: Sequence[Object] | None, receiver: Pod | None) -> list[str]:
-    """The match on ports, one a protocol; [""] is all ports. A named port is the receiver's; without one it matches nothing."""
+    """The match on ports, one a protocol; [""] is all ports. A named port is the receiver's."""
     if not entries:
         return [""]
     numbers: dict[str, list[str]] = {}

@@ -72,7 +72,7 @@ class Kubectl:
 def wait_until(
     done: Callable[[], bool], what: str, evidence: Callable[[], str] = lambda: "", seconds: float = DEADLINE
 ) -> None:
-    """Polls until `done`; fails with `what` and the evidence after the deadline. An error of kubectl counts as not yet."""
+    """Polls until `done`; fails with the evidence after the deadline. An error of kubectl counts as not yet."""
     deadline = time.monotonic() + seconds
     last = ""
     while True:
