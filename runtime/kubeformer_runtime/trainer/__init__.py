@@ -7,5 +7,6 @@ rate and the random numbers of dropout are functions of the seed and the step, n
 carried along. A checkpoint is therefore weights, optimiser moments and a few counters.
 
 `run` is the story from settings to published model, `loop` the steps, `tasks` the losses, `world` the ranks,
-`gradients` their sum, `schedule` the learning rate, `checkpoint` the state on storage, `report` what we say of it.
+`flat` their gradients and the sum of these, `schedule` the learning rate, `checkpoint` the state on storage, `report` what is
+said of it.
 """

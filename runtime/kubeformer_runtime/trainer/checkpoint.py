@@ -1,7 +1,7 @@
 """Checkpoints: the whole state of a run as one directory that is there in full or not at all.
 
     DIRECTORY/step-00001200/model.safetensors       weights, float32
-                            optimizer.safetensors   moments, by "<moment>.<parameter>"
+                            optimizer.safetensors   its moments: flat vectors, see flat.py
                             best.safetensors        weights of the best evaluation, where they are other ones
                             state.json              counters, metrics, what this may be continued with
                             digests.json            SHA-256 of each of the above
@@ -120,27 +120,11 @@ def load(path: Path) -> Snapshot:
         raise Damaged(f"{path} cannot be read: {error}") from None
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
-    """The optimiser's moments as a flat dictionary, copied to the CPU."""
-    return {
-        f"{moment}.{name}": value.detach().cpu().clone()
-        for name, parameter in network.named_parameters()
-        for moment, value in optimizer.state[parameter].items()
-        if isinstance(value, Tensor)
-    }
-
-
-def restore(network: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot) -> None:
+def restore(network: nn.Module, optimizer_state: Mapping[str, Tensor], snapshot: Snapshot) -> None:
     """Puts weights and moments back where they were, in place."""
-    moments = dict[str, dict[str, Tensor]]()
-    for key, value in snapshot.optimizer.items():
-        moment, name = key.split(".", 1)
-        moments.setdefault(name, {})[moment] = value
     restore_weights(network, snapshot.model)
-    for name, parameter in network.named_parameters():
-        optimizer.state[parameter] = {
-            moment: value.to(parameter.device) for moment, value in moments.get(name, {}).items()
-        }
+    for name, vector in optimizer_state.items():
+        vector.copy_(snapshot.optimizer[name])
 
 
 def restore_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:

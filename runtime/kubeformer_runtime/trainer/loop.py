@@ -18,8 +18,8 @@ from kubeformer.contract.progress import CheckpointRecord, Epoch
 from kubeformer_runtime.trainer import checkpoint
 from kubeformer_runtime.trainer.checkpoint import Snapshot
 from kubeformer_runtime.trainer.errors import InvalidJob, Stopped
-from kubeformer_runtime.trainer.gradients import Gradients
-from kubeformer_runtime.trainer.optimizers import make_optimizer, seed_step, set_learning_rate
+from kubeformer_runtime.trainer.flat import Flat
+from kubeformer_runtime.trainer.optimizers import make_optimizer, seed_step
 from kubeformer_runtime.trainer.report import LAST_EPOCHS, Clock, Reporter
 from kubeformer_runtime.trainer.schedule import count_steps, evaluation_due, learning_rate
 from kubeformer_runtime.trainer.state import State
@@ -52,7 +52,8 @@ class Loop:
         self.task, self.network, self.validation, self.state = task, network, validation, state
         self.world, self.reporter, self.clock = around.world, around.reporter, around.clock
         self.stop_wished, self.bfloat16, self.rows_per_pass = around.stop_wished, around.bfloat16, around.rows_per_pass
-        self.optimizer, self.gradients = make_optimizer(self.training, network), Gradients(network)
+        self.flat = Flat(network)
+        self.optimizer = make_optimizer(self.training, self.flat)
         self.best: dict[str, Tensor] | None = None  # weights of state.best; on rank 0, which writes them
         self.steps_per_epoch = task.order.steps_per_epoch
         self.total_steps = count_steps(self.training, self.steps_per_epoch)
@@ -66,7 +67,7 @@ class Loop:
 
     def resume(self, snapshot: Snapshot) -> None:
         """Goes on from a checkpoint."""
-        checkpoint.restore(self.network, self.optimizer, snapshot)
+        checkpoint.restore(self.network, self.optimizer.state, snapshot)
         self.state, self.best = snapshot.state, snapshot.best if self.world.first else None
         self.reporter.settled(self.state, self.epoch)
 
@@ -93,7 +94,7 @@ class Loop:
         seed_step(self.training.seed, step, self.world.rank)
         weight, rate = self.task.weight(step), learning_rate(self.training, step, self.total_steps)
         self.network.train()
-        self.gradients.clear()
+        self.flat.clear()
         loss, correct = 0.0, 0.0
         share = self.task.order.share(step, self.world.rank, self.world.size)
         pieces = list(passes(share, self.rows_per_pass))
@@ -105,13 +106,13 @@ class Loop:
             if len(pieces) > 1:
                 self.world.sum([0.0])  # keeps ranks together where a step is long
                 self.reporter.beat()
-        self.gradients.sum_over(self.world)
-        norm = self.gradients.clip(self.training.max_gradient_norm)
+        self.flat.sum_over(self.world)
+        norm = self.flat.clip(self.training.max_gradient_norm)
         loss, correct, stop, save = self.world.sum([loss, correct, self.stop_wished(), self._save_due()])
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise self._diverged(step, loss / weight, rate)
-        set_learning_rate(self.optimizer, rate)
-        self.optimizer.step()
+        with torch.no_grad():
+            self.optimizer.step(step, rate)
         state = self.state
         state.step += 1
         state.epoch_loss, state.epoch_correct = state.epoch_loss + loss, state.epoch_correct + correct
@@ -187,7 +188,7 @@ class Loop:
         self.reporter.phase("Training")
 
     def _write(self) -> None:
-        moments = checkpoint.optimizer_tensors(self.optimizer, self.network)
+        moments = {name: vector.cpu() for name, vector in self.optimizer.state.items()}
         snapshot = Snapshot(self.state, checkpoint.weights_of(self.network), moments, self.best)
         written = checkpoint.save(self.directory, snapshot, self.keep)
         self.reporter.saved(

@@ -58,9 +58,10 @@ def run(
 
 def _train(settings: JobSettings, place: Place, reporter: Reporter, stop: StopWish, clock: Clock) -> None:
     torch.set_num_threads(threads(place.local_size))
-    # Same settings, data and number of ranks: same bits. Some GPU kernels have no such variant, hence only a warning.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if torch.cuda.is_available():
+        # Same settings, data and number of ranks: same bits. On CPUs the kernels used here are so anyway (and the
+        # call costs seconds of imports); some GPU kernels have no such variant, hence only a warning.
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
     def beat() -> None:
         stop.check()
@@ -107,9 +108,13 @@ def _train(settings: JobSettings, place: Place, reporter: Reporter, stop: StopWi
     )
     _log_start(reporter, prepared, parameters, loop, world)
     _resume(loop, Path(settings.checkpoint.directory), fingerprint)
-    loop.run()
-    _finish(settings, prepared, loop)
-    world.leave()
+    try:
+        loop.run()
+        _finish(settings, prepared, loop)
+    except Stopped:
+        world.leave(reporter.beat)
+        raise
+    world.leave(reporter.beat)
 
 
 def make_task(settings: JobSettings, prepared: Prepared) -> Task:
@@ -157,7 +162,7 @@ def _resume(loop: Loop, directory: Path, fingerprint: Fingerprint) -> None:
     step = int(loop.world.sum([step if loop.world.first else 0])[0])
     if step < 0:
         # Ranks draw the same first weights from the same seed; the broadcast makes sure of it on mixed machines.
-        loop.world.broadcast(parameter.data for parameter in loop.network.parameters())
+        loop.world.broadcast(loop.flat.value_N)
         return
     snapshot = checkpoint.load(checkpoint.path_of(directory, step))
     if snapshot.state.fingerprint != fingerprint:
@@ -179,7 +184,7 @@ def _finish(settings: JobSettings, prepared: Prepared, loop: Loop) -> None:
     if best is not None:
         if world.first and loop.best is not None:
             checkpoint.restore_weights(loop.network, loop.best)
-        world.broadcast(parameter.data for parameter in loop.network.parameters())
+        world.broadcast(loop.flat.value_N)
     metrics = dict(best.metrics if best is not None else state.metrics)
     if prepared.test is not None:
         measures = loop.evaluate(prepared.test)

@@ -10,7 +10,7 @@ nccl on GPUs. Two ways of waiting for each other:
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -25,7 +25,8 @@ from kubeformer_runtime.trainer.machine import interface_towards
 
 COLLECTIVE_SECONDS = 60.0
 RENDEZVOUS_SECONDS = 600.0
-POLL_SECONDS = 0.05
+FAREWELL_SECONDS = 20.0
+POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +101,10 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
 
-    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensor: Tensor) -> None:
         """Gives rank 0's values to all ranks, in place."""
         if self.size > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor, src=0)
 
     def on_first(self, work: Callable[[], None], beat: Callable[[], None]) -> None:
         """Runs `work` on rank 0; the other ranks call `beat` until it is done.
@@ -131,7 +131,18 @@ class World:
             beat()
             time.sleep(POLL_SECONDS)
 
-    def leave(self) -> None:
-        """Takes leave of the others; call it when nothing more is to be said."""
-        if self.size > 1:
-            dist.destroy_process_group()
+    def leave(self, beat: Callable[[], None]) -> None:
+        """Takes leave of the others when nothing more is to be said.
+
+        Rank 0 stays until all have said so (FAREWELL_SECONDS at most): the store may live in its process, and
+        whoever still looks into it would take its end for a fault.
+        """
+        if self._store is None:
+            return
+        if not self.first:
+            self._store.add("gone", 1)
+            return
+        until = time.monotonic() + FAREWELL_SECONDS
+        while self._store.add("gone", 0) < self.size - 1 and time.monotonic() < until:
+            beat()
+            time.sleep(POLL_SECONDS)
