@@ -21,14 +21,14 @@ class HealthServer:
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> int:
-        """Starts to serve on all addresses; returns the port."""
+        """Starts to serve, on all addresses (on loopback where any port will do); returns the port."""
         app = web.Application()
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._serve_metrics)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, port=self._port, reuse_address=True)
+        site = web.TCPSite(self._runner, None if self._port else "127.0.0.1", self._port, reuse_address=True)
         await site.start()
         return int(self._runner.addresses[0][1])
 

@@ -85,7 +85,7 @@ class Settings(Document):
 
     namespaces: tuple[str, ...] = ()  # what is served; empty: all of the cluster
     leader_election: LeaderElection = LeaderElection()
-    health_port: int = Field(default=PORT_OPERATOR_HEALTH, ge=0, le=65535)  # 0: any free one
+    health_port: int = Field(default=PORT_OPERATOR_HEALTH, ge=0, le=65535)  # 0: any, on loopback
     reconcilers: int = Field(default=8, ge=1, le=64)  # keys worked on at once
     writes_per_second: float = Field(default=50, gt=0, le=10_000)
     write_burst: int = Field(default=100, ge=1, le=10_000)
