@@ -237,6 +237,52 @@ class World:
         elif exit_code not in (names.ExitCode.STOPPED,):
             status["failed"] = status.get("failed", 0) + 1
 
+    def roll_out(self, name: str, ready: int | None = None, namespace: str = NAMESPACE) -> list[Key]:
+        """The Deployment controller replaces all pods by ones of the newest template; returns their keys.
+
+        `ready`: how many of them answer; None: all.
+        """
+        body = self.objects[Key("Deployment", namespace, name)]
+        template, replicas = body["spec"]["template"], body["spec"]["replicas"]
+        for key in [k for k, b in self.objects.items() if k.kind == "Pod" and self._is_of(b, body)]:
+            del self.objects[key]
+        count = replicas if ready is None else ready
+        found = []
+        for index in range(replicas):
+            state = {"running": {}} if index < count else {"waiting": {"reason": "ContainerCreating"}}
+            up = index < count
+            found.append(
+                self.add(
+                    {
+                        "kind": "Pod",
+                        "metadata": {
+                            "name": f"{name}-{index}",
+                            "namespace": namespace,
+                            "labels": template["metadata"]["labels"],
+                            "annotations": template["metadata"]["annotations"],
+                        },
+                        "status": {
+                            "phase": "Running",
+                            "conditions": [{"type": "Ready", "status": "True" if up else "False"}],
+                            "containerStatuses": [{"name": "server", "ready": up, "state": state}],
+                        },
+                    }
+                )
+            )
+        body["status"] = {
+            "observedGeneration": body["metadata"]["generation"],
+            "replicas": replicas,
+            "updatedReplicas": replicas,
+            "readyReplicas": count,
+            "availableReplicas": count,
+        }
+        return found
+
+    @staticmethod
+    def _is_of(pod: Object, deployment: Object) -> bool:
+        selector: Object = deployment["spec"]["selector"]["matchLabels"]
+        return selector.items() <= pod["metadata"].get("labels", {}).items()
+
     def end_job(self, name: str, condition: str, reason: str = "", namespace: str = NAMESPACE) -> None:
         """The Job controller calls a Job Complete or Failed."""
         status = self.objects[Key("Job", namespace, name)].setdefault("status", {})

@@ -1,5 +1,6 @@
 """Quantities: what 500m, 1Gi or 2e3 stand for, as exact numbers, to compare what is asked with what is there."""
 
+from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 
 _SUFFIXES = {
@@ -35,3 +36,16 @@ def amount(quantity: object) -> Decimal | None:
 def mebibytes(size: int) -> str:
     """A size in bytes as a quantity of whole mebibytes, rounded up."""
     return f"{-(-size // 2**20)}Mi"
+
+
+def with_defaults(
+    limits: Mapping[str, object], requests: Mapping[str, object], defaults: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """core/v1 resources, where a request that is left out gets its default, but never more than its limit."""
+    limited = {name: str(quantity) for name, quantity in limits.items()}
+    requested = {name: str(quantity) for name, quantity in requests.items()}
+    for name, quantity in defaults.items():
+        limit, default = amount(limited.get(name, "")), amount(quantity)
+        over = limit is not None and default is not None and default > limit
+        requested.setdefault(name, limited[name] if over else quantity)
+    return {"limits": limited, "requests": requested} if limited else {"requests": requested}

@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 from kubeformer.api.conditions import JobReason
 from kubeformer.api.uri import PvcUri, Uri
+from kubeformer.kit.artifacts import published_by
 from kubeformer.kit.capacity import capacity_finding
 from kubeformer.kit.child import Child
 from kubeformer.kit.findings import Finding
 from kubeformer.kit.view import Key
 from kubeformer.training.observe import Observed, data_uris, given_storage, uri_of
-from kubeformer.training.resolve import published_by, worker_resources
+from kubeformer.training.resolve import worker_resources
 
 SHARED_MODES = frozenset({"ReadWriteMany", "ReadOnlyMany"})
 

@@ -4,15 +4,13 @@ What is chosen stands in `status.resolved` and is read from there ever after, so
 changed chart alters a job that runs.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from kubeformer.api.common import significant
 from kubeformer.api.training_job import Architecture, TrainingJobSpec
 from kubeformer.api.uri import PvcUri
-from kubeformer.kit.child import Json
-from kubeformer.kit.quantities import amount, mebibytes
+from kubeformer.kit.artifacts import published_by
+from kubeformer.kit.quantities import amount, mebibytes, with_defaults
 from kubeformer.kit.settings import OperatorSettings
 from kubeformer.training.observe import Observed, uri_of
 
@@ -27,33 +25,6 @@ _BYTES_A_PARAMETER = 24  # float32: weight, gradient, AdamW's two moments, the b
 _BYTES_AN_ACTIVATION = 4
 _ACTIVATIONS_A_TOKEN_AND_LAYER = 24  # of the width each, kept for the backward pass, attention included
 _ROWS_A_PASS = 4  # what is set aside for; the trainer takes more at once where there is memory, and fewer where not
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What another TrainingJob has come to."""
-
-    uri: str | None = None
-    digest: str | None = None
-    failed: bool = False
-
-
-def published_by(job: Json) -> Published:
-    """The newest artifact of a TrainingJob; `failed` if there will be none."""
-    status = job.get("status")
-    if not isinstance(status, Mapping):
-        return Published()
-    artifacts = status.get("artifacts")
-    for artifact in reversed(artifacts if isinstance(artifacts, list | tuple) else []):
-        if isinstance(artifact, Mapping) and isinstance(uri_of(artifact.get("uri")), PvcUri):
-            return Published(str(artifact["uri"]), str(artifact.get("digest") or "") or None)
-    conditions = status.get("conditions")
-    return Published(
-        failed=any(
-            isinstance(c, Mapping) and c.get("type") == "Succeeded" and c.get("status") == "False"
-            for c in (conditions if isinstance(conditions, list | tuple) else [])
-        )
-    )
 
 
 def architecture(spec: TrainingJobSpec) -> Architecture | None:
@@ -133,19 +104,11 @@ def _shared(settings: OperatorSettings) -> PvcUri:
 
 def worker_resources(spec: TrainingJobSpec, settings: OperatorSettings) -> dict[str, dict[str, str]]:
     """Requests and limits of a worker. What is left out follows from the installation and from the model's size."""
-    limits = {name: str(quantity) for name, quantity in spec.workers.resources.limits.items()}
-    requests = {name: str(quantity) for name, quantity in spec.workers.resources.requests.items()}
     defaults = dict(settings.worker_requests or DEFAULT_REQUESTS)
     guess = memory_bytes(spec)
     if guess is not None and guess > (amount(defaults.get("memory", 0)) or 0):
         defaults["memory"] = mebibytes(guess)
-    for name, quantity in defaults.items():
-        if name in requests:
-            continue
-        limit = amount(limits[name]) if name in limits else None
-        default = amount(quantity)
-        requests[name] = limits[name] if limit is not None and default is not None and default > limit else quantity
-    return {"limits": limits, "requests": requests} if limits else {"requests": requests}
+    return with_defaults(spec.workers.resources.limits, spec.workers.resources.requests, defaults)
 
 
 def memory_bytes(spec: TrainingJobSpec) -> int | None:

@@ -1,0 +1,127 @@
+"""Checks: whether what the spec asks for may be rolled out. What already serves goes on, whatever they find."""
+
+from collections.abc import Callable
+
+from kubeformer.api.conditions import DeploymentReason
+from kubeformer.kit.artifacts import published_by
+from kubeformer.kit.capacity import capacity_finding
+from kubeformer.kit.findings import Finding
+from kubeformer.kit.view import Key
+from kubeformer.serving.observe import Observed
+from kubeformer.serving.resources import server_resources
+
+SHARED_MODES = frozenset({"ReadWriteMany", "ReadOnlyMany"})
+
+
+def spec_can_be_read(seen: Observed) -> Finding | None:
+    """The object fits the schema of this operator."""
+    return None if seen.spec is not None else Finding(DeploymentReason.SETTINGS_INVALID, seen.refusal)
+
+
+def name_is_free(seen: Observed) -> Finding | None:
+    """No Deployment of the name belongs to somebody else. One that is being deleted is waited for."""
+    stranger = seen.stranger
+    if stranger is None:
+        return None
+    going = stranger.meta.deletion_timestamp is not None or stranger.meta.owner_kind == "ModelDeployment"
+    what = "is still being deleted" if going else "exists and belongs to someone else: delete it, or use another name"
+    return Finding(
+        DeploymentReason.NAME_TAKEN,
+        f"metadata.name is {seen.name}, and a Deployment of that name {what}.",
+        waits=going,
+        depends_on=(Key("Deployment", seen.key.namespace, seen.name),),
+    )
+
+
+def model_is_published(seen: Observed) -> Finding | None:
+    """The TrainingJob has published its model, now or before."""
+    assert seen.spec is not None
+    ref = seen.spec.model.training_job_ref
+    if ref is None or seen.model is not None:
+        return None
+    field = f"spec.model.trainingJobRef.name is {ref.name}"
+    key = Key("TrainingJob", seen.key.namespace, ref.name)
+    if seen.job is None:
+        return Finding(
+            DeploymentReason.MODEL_NOT_FOUND,
+            f"{field}, and there is no such TrainingJob in the namespace {seen.key.namespace}: make it, name another, "
+            "or give the model's place as model: {uri: pvc://CLAIM/PATH}.",
+            waits=True,
+            depends_on=(key,),
+        )
+    published = published_by(seen.job)
+    if published.failed:
+        return Finding(
+            DeploymentReason.MODEL_FAILED,
+            f"{field}, which has failed and published nothing ({published.why}): mend that job, or name another.",
+            depends_on=(key,),
+        )
+    return Finding(
+        DeploymentReason.WAITING_FOR_MODEL,
+        f"{field}, which has not published its model yet; serving begins when it has.",
+        waits=True,
+        depends_on=(key,),
+    )
+
+
+def model_has_a_place(seen: Observed) -> Finding | None:
+    """`model.uri` names a place on a claim."""
+    assert seen.spec is not None
+    if seen.model is not None:
+        return None
+    return Finding(
+        DeploymentReason.MODEL_NOT_FOUND,
+        f"spec.model.uri is {seen.spec.model.uri}, which is no place on a claim: write pvc://CLAIM/PATH.",
+    )
+
+
+def claim_is_there(seen: Observed) -> Finding | None:
+    """The claim that the model is on exists; whether the directory is there, the servers will see."""
+    assert seen.spec is not None
+    assert seen.model is not None
+    claim = seen.claim
+    if claim is not None and claim.meta.deletion_timestamp is None:
+        return None
+    state = "is being deleted" if claim is not None else "does not exist"
+    field = "spec.model.uri" if seen.spec.model.uri is not None else "the model of spec.model.trainingJobRef"
+    return Finding(
+        DeploymentReason.CLAIM_NOT_FOUND,
+        f"{field} is {seen.model.uri}, and the claim {seen.model.uri.claim} {state} in the namespace "
+        f"{seen.key.namespace}: make it, or name another.",
+        depends_on=(Key("PersistentVolumeClaim", seen.key.namespace, seen.model.uri.claim),),
+    )
+
+
+def claim_is_shared(seen: Observed) -> Finding | None:
+    """Several servers need a claim that several nodes can mount."""
+    assert seen.spec is not None
+    assert seen.model is not None
+    modes = seen.claim.spec.get("accessModes") if seen.claim is not None else None
+    given = {str(mode) for mode in modes} if isinstance(modes, list | tuple) else set()
+    if seen.spec.replicas <= 1 or not given or given & SHARED_MODES:
+        return None
+    return Finding(
+        DeploymentReason.SETTINGS_INVALID,
+        f"spec.replicas is {seen.spec.replicas}, and the model is on the claim {seen.model.uri.claim}, which has "
+        f"{', '.join(sorted(given))}: servers on several nodes need ReadWriteMany or ReadOnlyMany. Use such a claim, "
+        "or set spec.replicas to 1.",
+        depends_on=(Key("PersistentVolumeClaim", seen.key.namespace, seen.model.uri.claim),),
+    )
+
+
+def a_node_is_big_enough(seen: Observed) -> Finding | None:
+    """Some node could hold a server, if it were empty."""
+    assert seen.spec is not None
+    found = capacity_finding(server_resources(seen.spec, seen.settings), seen.nodes, "spec.resources")
+    if found is None:
+        return None
+    return Finding(DeploymentReason.INSUFFICIENT_CAPACITY, found.message, waits=True, depends_on=(Key("Node", "", ""),))
+
+
+Check = Callable[[Observed], Finding | None]
+
+ALWAYS: tuple[Check, ...] = (spec_can_be_read, name_is_free, model_is_published, model_has_a_place)
+"""Without these there is nothing to render."""
+
+BEFORE_A_ROLLOUT: tuple[Check, ...] = (claim_is_there, claim_is_shared, a_node_is_big_enough)
+"""These are asked when new servers would be started, and of nothing that runs."""
