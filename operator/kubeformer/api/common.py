@@ -45,7 +45,7 @@ _QUANTITY_RULE = Rule(
     lambda given: (
         _QUANTITY.holds(given)
         if isinstance(given, str)
-        else isinstance(given, int) and not isinstance(given, bool) and given >= 0
+        else isinstance(given, int) and not isinstance(given, bool) and 0 <= given < 2**63
     ),
 )
 Quantity = Annotated[

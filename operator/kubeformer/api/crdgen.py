@@ -34,14 +34,14 @@ def files() -> Mapping[str, str]:
 def main(arguments: list[str]) -> int:
     """Write the files, or with --check say which are not as they should be."""
     root = Path(__file__).resolve().parents[3]
-    stale = [name for name, text in files().items() if _text(root / name) != text]
+    stale = {name: text for name, text in files().items() if _text(root / name) != text}
     if "--check" in arguments:
         for name in stale:
             print(f"{name} is not what the models generate; run `make gen` and commit the result", file=sys.stderr)
         return 1 if stale else 0
-    for name in stale:
+    for name, text in stale.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(files()[name], encoding="utf-8")
+        (root / name).write_text(text, encoding="utf-8")
         print(f"wrote {name}")
     return 0
 
