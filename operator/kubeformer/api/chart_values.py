@@ -105,7 +105,7 @@ class OperatorProcess(Process):
     replicas: Annotated[int, Field(ge=1, le=16)] = 1
     """Number of pods; one leads, the others stand by."""
 
-    resources: Resources = _limits("100m", "256Mi", "1Gi")
+    resources: Resources = _limits("50m", "256Mi", "1Gi")
     """What each pod may use, and what is set aside for it."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -140,7 +140,7 @@ class GatewayProcess(Process):
     replicas: Annotated[int, Field(ge=1, le=16)] = 2
     """Number of pods."""
 
-    resources: Resources = _limits("100m", "128Mi", "512Mi")
+    resources: Resources = _limits("50m", "128Mi", "512Mi")
     """What each pod may use, and what is set aside for it."""
 
     url: Annotated[str, Field(max_length=512)] = ""

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import HealthCheck, settings
-
 from kubeformer.api.model_deployment import ModelDeployment
 from kubeformer.api.training_job import TrainingJob
 from kubeformer.contract.names import API_VERSION
-
-CALM = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-"""For property tests: the same examples every time, however busy the machine is."""
 
 
 def job_body(**spec: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
-from tests.unit.api.builders import CALM, deployment, job, job_body
+from tests.unit.api.builders import deployment, job, job_body
 
 from kubeformer.api.common import significant
 from kubeformer.api.model_deployment import ModelDeployment
@@ -180,7 +180,6 @@ def test_resources_cannot_be_changed_in_place() -> None:
         job().spec.suspend = True  # type: ignore[misc]
 
 
-@CALM
 @given(st.floats(-1e300, 1e300, allow_subnormal=False) | st.sampled_from([math.nan, math.inf, -math.inf]))
 def test_numbers_in_status_are_text_of_four_digits(value: float) -> None:
     text = significant(value)

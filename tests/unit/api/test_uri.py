@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
-from tests.unit.api.builders import CALM
 
 from kubeformer.api.uri import ConfigMapUri, DataUri, PvcUri, StorageUri, UriError, WeightsUri, parse, parse_storage
 
@@ -16,21 +15,18 @@ PATHS = st.lists(STEPS.filter(lambda step: step not in (".", "..")), max_size=4)
 KEYS = st.from_regex(r"[-_a-zA-Z0-9][-._a-zA-Z0-9]{0,10}", fullmatch=True)
 
 
-@CALM
 @given(NAMES, PATHS)
 def test_a_path_on_a_claim_comes_back_as_it_was_written(claim: str, path: str) -> None:
     uri = PvcUri(claim, path)
     assert parse(str(uri)) == uri
 
 
-@CALM
 @given(NAMES, KEYS)
 def test_a_key_of_a_config_map_comes_back_as_it_was_written(name: str, key: str) -> None:
     uri = ConfigMapUri(name, key)
     assert parse(str(uri)) == uri
 
 
-@CALM
 @given(st.one_of(st.text(), st.text().map("pvc://{}".format), st.text().map("configmap://{}".format)))
 def test_any_text_is_a_uri_that_comes_back_or_is_refused_with_a_sentence(text: str) -> None:
     try:
@@ -40,7 +36,6 @@ def test_any_text_is_a_uri_that_comes_back_or_is_refused_with_a_sentence(text: s
     assert found == text or any(words in found for words in (": must ", ": may ", "too long"))
 
 
-@CALM
 @given(st.text(max_size=30).map("pvc://{}".format))
 def test_the_field_of_data_takes_what_the_parser_takes(text: str) -> None:
     def accepted() -> bool:
