@@ -82,6 +82,7 @@ class Plan:
         result = {name: value for name, value in base.items() if not name.startswith(_RESERVED)}
         result[constants.ENV_SOCKET] = socket_path
         result[constants.ENV_ATTEMPT] = str(attempt)
+        result.setdefault("TMPDIR", os.path.dirname(socket_path))  # torchrun wants one; the image's own is read-only
         if self.world_size == 1:
             result |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
             result |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.master_port)}
