@@ -11,7 +11,7 @@ from localcluster import layout as places
 from localcluster.binaries import PARTS, folder_of
 from localcluster.components import Cluster
 from localcluster.errors import ClusterError
-from localcluster.processes import Processes, pids
+from localcluster.processes import Processes, other_clusters, pids
 
 GIB = 1024**3
 RUN_BYTES = 3 * GIB
@@ -22,6 +22,16 @@ NEEDED_PARTS = ("kubernetes", "etcd", "coredns")
 def require_root() -> None:
     if os.geteuid() != 0:
         raise ClusterError("The local cluster makes network devices and mounts, so it needs root; run it with sudo -E.")
+
+
+def require_alone(cluster: Cluster) -> None:
+    """Raises ClusterError if the cluster of another cache runs on this machine."""
+    for other in other_clusters(cluster.layout.cluster):
+        cache = Path(other).parent
+        raise ClusterError(
+            f"The cluster of {cache} runs on this machine, and there can be one; "
+            f"end it with `{places.CACHE_VARIABLE}={cache} python -m localcluster down`."
+        )
 
 
 def require_disk(cluster: Cluster, parts: tuple[str, ...] = NEEDED_PARTS) -> None:

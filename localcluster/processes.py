@@ -135,6 +135,20 @@ def argv_of(pid: int) -> tuple[str, ...]:
     return tuple(part.decode(errors="replace") for part in raw.split(b"\0")[:-1])
 
 
+AGENTS = frozenset({"containerd", "etcd", "kube-apiserver", "kubelet"})
+
+
+def other_clusters(cluster: Path) -> list[str]:
+    """The folders of other clusters that run on this machine. Devices, rules and control groups have one name for all
+    clusters, so there can be one at a time, and ending one must leave those of another alone."""
+    found = set()
+    for pid in pids():
+        argv = argv_of(pid)
+        if argv and Path(argv[0]).name in AGENTS and start_time(pid) is not None:
+            found.add(environment_of(pid).get(CLUSTER_MARK, str(cluster)))
+    return sorted(found - {str(cluster)})
+
+
 def same_program(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
     """Whether two commands do the same. For our own modules, any Python that `up` was called with is as good."""
     if not one or not other:
@@ -210,7 +224,7 @@ class Processes:
                     if not running.wanted:
                         self._write(replace(running, wanted=True))
                     return running
-                end_all([(running.pid, running.start)], 10)
+                end_all([(running.pid, running.start)], 3)
             end_all(self._orphans(command.argv), 5)
             return self._spawn(name, command.argv, environment, command.directory)
 

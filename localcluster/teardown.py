@@ -23,7 +23,15 @@ from localcluster.components import Cluster, Component
 from localcluster.errors import ClusterError
 from localcluster.layout import Layout
 from localcluster.network import TABLE, addresses, links, tables
-from localcluster.processes import Processes, end_all, processes_of, signal_process, start_time, wait_gone
+from localcluster.processes import (
+    Processes,
+    end_all,
+    other_clusters,
+    processes_of,
+    signal_process,
+    start_time,
+    wait_gone,
+)
 
 CONTAINER_GRACE_SECONDS = 3.0
 
@@ -151,6 +159,18 @@ def tear_down(cluster: Cluster, components: Iterable[Component]) -> None:
     """
     layout, report = cluster.layout, cluster.report
     processes = processes_of(layout)
+    others = other_clusters(layout.cluster)
+    if others:
+        report.say(
+            f"         the cluster of {Path(others[0]).parent} runs; its devices, rules and containers are left alone"
+        )
+        with report.step("stopped the processes of this one"):
+            for name in ["supervisor", *processes.names()]:
+                processes.stop(name, 5)
+            end_all(processes.marked(), 1)
+            processes.forget()
+            unmount_all(layout.cluster)
+        return
     backwards = sorted(components, key=lambda component: -component.stage)
     by_name = {component.name: component for component in backwards}
     runtimes = [component for component in backwards if component.name.startswith("containerd-")]

@@ -170,6 +170,7 @@ def local_up(cluster: Cluster) -> None:
         ClusterError: with what to do.
     """
     checks.require_root()
+    checks.require_alone(cluster)
     checks.require_disk(cluster)
     packages.install(cluster.report)
     binaries.ensure(cluster, *checks.NEEDED_PARTS)
@@ -179,7 +180,7 @@ def local_up(cluster: Cluster) -> None:
     if taken:
         raise ClusterError(f"The cluster's addresses are in use on this machine ({taken[0]}); end what uses them.")
     if not pki.valid(cluster.layout.keys, cluster.layout.nodes):
-        with cluster.report.step("keys and certificates made"):
+        with cluster.report.step("keys and certificates"):
             pki.ensure_keys(cluster.layout)
     processes.start("supervisor", supervisor_command(cluster))
     start_all(cluster, all_components("local"))

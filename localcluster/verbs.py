@@ -108,8 +108,13 @@ def run_restart(cluster: Cluster, options: argparse.Namespace) -> int:
     return 0
 
 
+def component_names(cluster: Cluster) -> list[str]:
+    """The components that are processes."""
+    return [part.name for part in all_components(cluster.engine) if part.command(cluster) is not None]
+
+
 def _component(cluster: Cluster, name: str) -> str:
-    known = [part.name for part in all_components(cluster.engine) if part.command(cluster) is not None]
+    known = component_names(cluster)
     if name not in known:
         raise ClusterError(f"There is no component {name!r}; components are {', '.join(known)}.")
     return name
