@@ -30,6 +30,8 @@ from localcluster.kube import Api, Object
 from localcluster.layout import Layout
 
 BASE = "localhost/kubeformer-base"
+JOBS = "/apis/batch/v1/namespaces/kube-system/jobs"
+PULL_LABEL = "kubeformer.dev/pull"
 ENOUGH_DISK = 12 * 1024**3
 
 
@@ -249,8 +251,8 @@ def pull_job(image: str, node: str) -> Object:
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": name, "namespace": "kube-system"},
-        "spec": {"ttlSecondsAfterFinished": 60, "backoffLimit": 3, "template": {"spec": pod}},
+        "metadata": {"name": name, "namespace": "kube-system", "labels": {PULL_LABEL: ""}},
+        "spec": {"ttlSecondsAfterFinished": 60, "activeDeadlineSeconds": 900, "template": {"spec": pod}},
     }
 
 
@@ -263,10 +265,13 @@ def pull_ahead(cluster: Cluster, wait: bool = False) -> None:
     try:
         api = cluster.api()
         lacking = lacking_nodes(api, image)
+        for job in api.get(f"{JOBS}?labelSelector={PULL_LABEL}")["items"]:
+            if image not in json.dumps(job["spec"]):  # of an image that is out of date
+                api.delete(f"{JOBS}/{job['metadata']['name']}?propagationPolicy=Background")
+        for name in lacking:
+            api.apply(pull_job(image, name))
     except (OSError, ClusterError):
         return
-    for name in lacking:
-        api.apply(pull_job(image, name))
     if not lacking:
         return
     if not wait:

@@ -27,7 +27,6 @@ from localcluster.processes import processes_of
 
 HOST = f"127.0.0.1:{REGISTRY_PORT}"
 
-# Compression is left to the pusher, and it pushes without: on one machine it costs more than it saves.
 CONFIGURATION = """\
 version: 0.1
 log: {{level: warn, accesslog: {{disabled: true}}}}
