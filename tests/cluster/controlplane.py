@@ -1,7 +1,7 @@
 """An etcd and an API server that a test may kill and start again, with an audit log of every write.
 
-`async with running_control_plane() as plane:` gives free ports of 127.0.0.1, a kubeconfig, our CRDs, and a namespace
-for the operator. Beside `apiserver.py`, which is for tests that only ask questions, this one is for tests of
+`with running_control_plane() as plane:` gives free ports of 127.0.0.1, a kubeconfig, our CRDs, and a namespace for
+the operator. Beside `apiserver.py`, which is for tests that only ask questions, this one is for tests of
 what a client does when the ground shakes. kubelets and controllers are not there: nobody else writes.
 """
 
@@ -13,8 +13,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class ControlPlane:
     folder: Path
     commands: dict[str, list[str]]
     port: int
+    etcd_port: int
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, name: str) -> None:
@@ -113,6 +114,12 @@ class ControlPlane:
 
             await eventually(is_ready, "the API server is ready")
 
+    async def restart(self, name: str) -> None:
+        """kill -9, start, ready."""
+        self.kill(name)
+        self.start(name)
+        await self.ready()
+
     def writes(self, user: str = OPERATOR, since: int = 0) -> list[dict[str, Any]]:
         """The audit log's entries of a user's writes, oldest first, without the first `since`."""
         entries = []
@@ -123,8 +130,8 @@ class ControlPlane:
         return entries[since:]
 
 
-@asynccontextmanager
-async def running_control_plane() -> AsyncIterator[ControlPlane]:
+@contextmanager
+def running_control_plane() -> Iterator[ControlPlane]:
     """Starts both processes, installs the CRDs, and leaves nothing behind."""
     folder = Path(tempfile.mkdtemp(prefix="kubeformer-plane-"))
     plane: ControlPlane | None = None
@@ -134,14 +141,14 @@ async def running_control_plane() -> AsyncIterator[ControlPlane]:
             plane.start("etcd")
             plane.start("kube-apiserver")
             try:
-                await plane.ready()
+                asyncio.run(plane.ready())
                 break
             except ChildProcessError:
                 plane.stop()
                 if attempt == 2:
                     raise
         assert plane is not None
-        await _furnish(plane)
+        asyncio.run(_furnish(plane))
         yield plane
     finally:
         if plane is not None:
@@ -192,6 +199,7 @@ def _prepare(folder: Path) -> ControlPlane:
             ],
         },
         port,
+        etcd_port,
     )
 
 

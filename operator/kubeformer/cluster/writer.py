@@ -17,6 +17,9 @@ from kubeformer.control.sameness import plain
 from kubeformer.kit.child import Json
 from kubeformer.kit.plan import Delete
 
+UNTYPED = "failed to create typed patch object"
+"""How the API server says, with status 500, that an applied object has a field which its kind has not."""
+
 Count = Callable[[str, str, str], None]
 """Told of every write: verb, kind, outcome."""
 
@@ -88,14 +91,13 @@ class ClusterWriter:
         return outcome
 
     async def status(self, manager: str, primary: Primary, status: Mapping[str, Any]) -> Outcome:
-        """See control.ports.Writer. The uid keeps a status off a namesake that was made since."""
+        """See control.ports.Writer. The version keeps a status off a namesake that was made since.
+
+        (The uid would not: the API server ignores it when a custom resource's status is applied.)
+        """
         key = primary.key
-        body = {
-            "apiVersion": primary.api_version,
-            "kind": key.kind,
-            "metadata": {"namespace": key.namespace, "name": key.name, "uid": primary.uid},
-            "status": plain(status),
-        }
+        seen = {"namespace": key.namespace, "name": key.name, "resourceVersion": primary.resource_version}
+        body = {"apiVersion": primary.api_version, "kind": key.kind, "metadata": seen, "status": plain(status)}
         path = RESOURCES[key.kind].path_of(key, "status")
         return await self._apply("status", key.kind, path, manager, body)
 
@@ -149,7 +151,7 @@ def _outcome(answer: Answer) -> Outcome:
         return Written(answer.body)
     if answer.status == 409:
         why = Why.EXISTS if answer.reason == "AlreadyExists" else Why.CONFLICT
-    elif answer.status in (400, 413, 415, 422):
+    elif answer.status in (400, 413, 415, 422) or answer.message.startswith(UNTYPED):
         why = Why.INVALID
     elif answer.status == 403:
         why = Why.FORBIDDEN

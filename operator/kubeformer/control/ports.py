@@ -73,7 +73,7 @@ class Writer(Protocol):
         """Deletion of exactly the object that the planner saw."""
 
     async def status(self, manager: str, primary: Primary, status: Mapping[str, Any]) -> Outcome:
-        """Server-side apply of the whole status, through /status."""
+        """Server-side apply of the whole status, through /status; CONFLICT when the primary has changed since."""
 
     async def finalizers(self, manager: str, primary: Primary, finalizers: tuple[str, ...]) -> Outcome:
         """The list of finalizers as a whole; refused with CONFLICT when the primary has changed since."""

@@ -10,7 +10,7 @@ rarely; anything else that goes wrong is tried again soon. One key that raises h
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kubeformer.control.applied import Applied
@@ -199,6 +199,7 @@ class Loop:
                     return self._again(key, outcome, "status")
                 self._expect(key, key, outcome)
                 stored = outcome.body.get("status")
+                identity = replace(identity, resource_version=outcome.body["metadata"]["resourceVersion"])
                 self._statuses[key] = _Status(digest(status), digest(stored), self._clock())
         for event in events:
             self._recorder.record(identity, event)

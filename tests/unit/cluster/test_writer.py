@@ -53,13 +53,13 @@ async def test_an_apply_names_its_manager_forces_is_strict_and_carries_our_label
     assert body["data"] == BOX["data"]
 
 
-async def test_a_status_goes_to_its_subresource_with_the_uid_as_precondition_and_without_nulls() -> None:
+async def test_a_status_goes_to_its_subresource_with_the_version_as_precondition_and_without_nulls() -> None:
     server = Recording()
     async with serving(server) as transport:
         await writer(transport).status("toys", JOB, {"startTime": None, "step": 1})
     _, path, _, body, _ = server.requests[0]
     assert path == "/apis/kubeformer.dev/v1alpha1/namespaces/lab/trainingjobs/spam/status"
-    assert body["metadata"] == {"namespace": "lab", "name": "spam", "uid": "u1"}
+    assert body["metadata"] == {"namespace": "lab", "name": "spam", "resourceVersion": "7"}
     assert body["status"] == {"step": 1}
 
 

@@ -154,8 +154,8 @@ class FakeCluster:
             there = self.objects.get(primary.key)
             if there is None:
                 return Refused(Why.NOT_FOUND, f"{primary.key} not found")
-            if there["metadata"]["uid"] != primary.uid:
-                return Refused(Why.CONFLICT, "the uid differs")
+            if there["metadata"]["resourceVersion"] != primary.resource_version:
+                return Refused(Why.CONFLICT, "the object has been modified")
             return Written(copy.deepcopy(self.put({**there, "status": copy.deepcopy(dict(status))})))
 
         return self._write("status", primary.key, act)
