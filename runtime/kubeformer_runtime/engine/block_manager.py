@@ -140,8 +140,8 @@ class BlockManager:
             assert len(seq.block_table) >= self.blocks_for(seq.num_computed_tokens), "computed tokens without a block"
             for block in seq.block_table:
                 held[block] = held.get(block, 0) + 1
-        for index, block in enumerate(self._blocks):
-            assert block.references == held.get(index, 0), f"block {index} is counted {block.references} times"
-            assert (block.references == 0) == (index in self._free), f"block {index} is lost or free while held"
-            assert block.hash is None or self._by_hash[block.hash] == index, f"block {index} has a stray hash"
+        for index, entry in enumerate(self._blocks):
+            assert entry.references == held.get(index, 0), f"block {index} is counted {entry.references} times"
+            assert (entry.references == 0) == (index in self._free), f"block {index} is lost or free while held"
+            assert entry.hash is None or self._by_hash[entry.hash] == index, f"block {index} has a stray hash"
         assert all(self._blocks[index].hash == digest for digest, index in self._by_hash.items())

@@ -1,0 +1,145 @@
+"""AsyncEngine: an EngineCore in a thread of its own, seen from an event loop.
+
+    async with aclosing(engine.generate([request])) as deltas:      # leaving the block early aborts the request
+        async for delta in deltas: ...
+
+Requests and aborts go to the thread through a queue and take effect between two steps. What a step has to tell
+comes back in one call to the event loop. If a step fails, the engine is dead: every request ends with
+EngineDeadError, and so does every later one.
+"""
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
+
+from kubeformer_runtime.engine.core import Delta, EngineCore, Request, StepOutput, StepStats
+
+logger = logging.getLogger(__name__)
+
+
+class EngineDeadError(RuntimeError):
+    """The engine's thread has ended; only a new process helps."""
+
+
+class AsyncEngine:
+    """Start it inside a running event loop; `close` ends the thread."""
+
+    def __init__(self, core: EngineCore, on_step: Callable[[StepStats], None] | None = None) -> None:
+        """`on_step` is called in the event loop after each step."""
+        self.core = core
+        self._on_step = on_step
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._streams: dict[str, asyncio.Queue[Delta | None]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._death: BaseException | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be answered."""
+        return self._death is None and self._thread.is_alive()
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that are not finished."""
+        return len(self._streams)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def close(self) -> None:
+        """End what is running and stop the thread."""
+        if self._thread.is_alive():
+            self._inbox.put(None)
+            await asyncio.to_thread(self._thread.join)
+
+    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[Delta]:
+        """Deltas of all choices of all requests as they come; each choice's last one has a finish reason.
+
+        Raises:
+            ParameterError: a request can never run; then none does.
+            EngineDeadError: the engine broke, now or earlier.
+        """
+        for request in requests:
+            self.core.check(request)
+        if not self.alive:
+            raise EngineDeadError("the engine has stopped")
+        stream: asyncio.Queue[Delta | None] = asyncio.Queue()
+        for request in requests:
+            self._streams[request.request_id] = stream
+        self._inbox.put(partial(self._add, requests))
+        open_choices = sum(request.params.n for request in requests)
+        try:
+            while open_choices:
+                delta = await stream.get()
+                if delta is None:
+                    raise EngineDeadError("the engine has stopped")
+                open_choices -= delta.finish_reason is not None
+                yield delta
+        finally:
+            for request in requests:
+                del self._streams[request.request_id]
+            if open_choices:
+                self._inbox.put(partial(self._abort, requests))
+
+    # In the engine's thread.
+
+    def _add(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self.core.add(request)
+
+    def _abort(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self.core.abort(request.request_id)
+        self._post(StepOutput((), self.core.stats()))
+
+    def _run(self) -> None:
+        try:
+            while self._take_messages():
+                if self.core.has_work:
+                    self._post(self.core.step())
+        except BaseException as error:
+            logger.exception("the engine broke; the process has to be started again")
+            self._death = error
+        else:
+            self._death = EngineDeadError("the engine was closed")
+        self._call(self._deliver_end)
+
+    def _take_messages(self) -> bool:
+        """Handle what came in; with nothing to compute, wait for it. False: stop."""
+        block = not self.core.has_work
+        with contextlib.suppress(queue.Empty):
+            while True:
+                message = self._inbox.get(block=block)
+                if message is None:
+                    return False
+                message()
+                block = False
+        return True
+
+    def _post(self, output: StepOutput) -> None:
+        self._call(partial(self._deliver, output))
+
+    def _call(self, action: Callable[[], None]) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(action)
+
+    # In the event loop.
+
+    def _deliver(self, output: StepOutput) -> None:
+        for delta in output.deltas:
+            if (stream := self._streams.get(delta.request_id)) is not None:  # else aborted meanwhile
+                stream.put_nowait(delta)
+        if self._on_step is not None:
+            self._on_step(output.stats)
+
+    def _deliver_end(self) -> None:
+        for stream in self._streams.values():
+            stream.put_nowait(None)

@@ -1,0 +1,178 @@
+"""From a model directory to an engine that is warm: the one place where settings meet weights.
+
+`load_engine(settings)` takes seconds and is meant for a thread of its own. Everything wrong with the model is a
+ModelError, whose reason and message are for the owner of the deployment.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from kubeformer.contract.names import Reason
+from kubeformer.contract.server import ServerSettings
+from kubeformer_runtime.engine.classification import probabilities
+from kubeformer_runtime.engine.core import EngineCore, Request
+from kubeformer_runtime.engine.llama_runner import LlamaRunner
+from kubeformer_runtime.engine.resources import available_cpus, choose_dtype, choose_num_blocks, kv_cache_budget
+from kubeformer_runtime.engine.sampling_params import SamplingParams
+from kubeformer_runtime.engine.scheduler import SchedulerConfig
+from kubeformer_runtime.engine.tokenizer import EngineTokenizer
+from kubeformer_runtime.model.classifier import Classifier
+from kubeformer_runtime.model.config import GENERATION_FILE, LlamaConfig, read_config, read_json
+from kubeformer_runtime.model.digest import digest
+from kubeformer_runtime.model.errors import ModelError
+from kubeformer_runtime.model.weights import LoadedModel, load, weight_files
+
+BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """A generating model, warm."""
+
+    core: EngineCore
+    tokenizer: EngineTokenizer
+    generation: dict[str, Any]  # generation_config.json
+    vocab_size: int
+    max_model_len: int
+    dtype: torch.dtype
+    digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierModel:
+    """A classifier, warm."""
+
+    model: Classifier
+    tokenizer: EngineTokenizer
+    max_model_len: int
+    dtype: torch.dtype
+    digest: str | None
+
+
+def load_engine(settings: ServerSettings, *, threads: int | None = None) -> LanguageModel | ClassifierModel:
+    """Check, read and warm up. `threads`: None for as many as the container has cores."""
+    directory = Path(settings.model.path)
+    if not directory.is_dir():
+        raise ModelError(
+            f"there is no model at {settings.model.uri} (directory {directory}); check the URI and that the model "
+            "was published there",
+            Reason.MODEL_NOT_FOUND,
+        )
+    found = _verify(directory, settings)
+    torch.set_num_threads(threads or available_cpus())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = read_config(directory)
+    stored = stored_dtype(directory)
+    tokenizer = EngineTokenizer.load(directory)
+    dtype = choose_dtype(settings.dtype, stored, device)
+    if device.type == "cpu" and dtype == torch.float16:
+        raise ModelError("engine.dtype is Float16, which CPUs compute badly; use Auto, BFloat16 or Float32")
+    if tokenizer.vocabulary_size > config.vocabulary_size:
+        raise ModelError(
+            f"the tokenizer has {tokenizer.vocabulary_size} tokens, the model {config.vocabulary_size}: "
+            "they do not belong together"
+        )
+    if isinstance(config, LlamaConfig):
+        return _language_model(settings, load(directory, dtype, device), config, tokenizer, found)
+    return _classifier(settings, load(directory, dtype, device), tokenizer, found)
+
+
+def stored_dtype(directory: Path) -> torch.dtype:
+    """The dtype that most of a model's weights are stored in."""
+    path = weight_files(directory)[0]
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            sizes: dict[torch.dtype, int] = {}
+            for name in names:
+                part = file.get_slice(name)
+                kind = _DTYPES.get(part.get_dtype(), torch.float32)
+                sizes[kind] = sizes.get(kind, 0) + 1
+    except FileNotFoundError:
+        raise ModelError(f"{path.name} is not there", Reason.MODEL_NOT_FOUND) from None
+    except SafetensorError as error:
+        raise ModelError(f"{path} is damaged: {error}") from None
+    return max(sizes, key=lambda kind: sizes[kind]) if sizes else torch.float32
+
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def _verify(directory: Path, settings: ServerSettings) -> str | None:
+    """The directory's digest where one is expected; ModelError where it is another."""
+    wanted = settings.model.digest
+    if wanted is None:
+        return None
+    found = digest(directory)
+    if found != wanted:
+        raise ModelError(
+            f"{settings.model.uri} has digest {found}, but {wanted} was asked for: the files have changed since; "
+            "publish the model again or correct the digest"
+        )
+    return found
+
+
+def _language_model(
+    settings: ServerSettings, loaded: LoadedModel, config: LlamaConfig, tokenizer: EngineTokenizer, found: str | None
+) -> LanguageModel:
+    weights = loaded.weights
+    device, dtype = next(iter(weights.values())).device, next(iter(weights.values())).dtype
+    most = settings.max_model_length or config.max_length
+    if most > config.max_length:
+        raise ModelError(f"engine.maxModelLength is {most}, but this model was made for {config.max_length} tokens")
+    weight_bytes = sum(tensor.nbytes for tensor in weights.values())
+    num_blocks = choose_num_blocks(
+        config,
+        dtype,
+        max_model_len=most,
+        max_num_seqs=settings.max_num_seqs,
+        megabytes=settings.kv_cache_megabytes,
+        budget=kv_cache_budget(weight_bytes, device),
+        block_size=BLOCK_SIZE,
+    )
+    runner = LlamaRunner(config, weights, num_blocks=num_blocks, block_size=BLOCK_SIZE, max_length=most)
+    generation = {}
+    if (loaded.directory / GENERATION_FILE).is_file():
+        generation = read_json(loaded.directory / GENERATION_FILE)
+    ends = set(config.eos_token_ids)
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
+    scheduler = SchedulerConfig(settings.max_num_seqs, settings.max_num_batched_tokens, most)
+    core = EngineCore(runner, scheduler, tokenizer, frozenset(ends))
+    _warm_up(core, min(64, most - 2))
+    return LanguageModel(core, tokenizer, generation, config.vocabulary_size, most, dtype, found)
+
+
+def _warm_up(core: EngineCore, length: int) -> None:
+    """Run one short request, so that the first real one does not pay for the first use of every kernel."""
+    params = SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True)
+    core.add(Request("warm-up", [0] * max(1, length), params, 0))
+    while core.has_work:
+        core.step()
+    core.forget_prefixes()
+
+
+def _classifier(
+    settings: ServerSettings, loaded: LoadedModel, tokenizer: EngineTokenizer, found: str | None
+) -> ClassifierModel:
+    model = loaded.module()
+    if not isinstance(model, Classifier):
+        raise TypeError("a classifier was expected")
+    parameter = next(model.parameters())
+    most = model.config.max_length
+    if settings.max_model_length is not None and settings.max_model_length > most:
+        raise ModelError(
+            f"engine.maxModelLength is {settings.max_model_length}, but this model was made for {most} tokens"
+        )
+    probabilities(model, [[0] * most, [0]], parameter.device)
+    return ClassifierModel(model, tokenizer, settings.max_model_length or most, parameter.dtype, found)
+
+
+def describe(error: ModelError) -> str:
+    """The termination message: reason and message as JSON, within what Kubernetes keeps."""
+    return json.dumps({"reason": error.reason, "message": str(error)[:2000]})

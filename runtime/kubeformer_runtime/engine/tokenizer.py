@@ -1,0 +1,93 @@
+"""EngineTokenizer: a model directory's tokenizer.json with what serving needs beside it.
+
+Special tokens and the chat template come from tokenizer_config.json, chat_template.jinja and
+generation_config.json, whichever has them.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from kubeformer.contract.names import Reason
+from kubeformer_runtime.model.errors import ModelError
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTokenizer:
+    """Text to token ids and back. Thread-safe: nothing changes after loading."""
+
+    tokenizer: Tokenizer
+    special_tokens: dict[str, str] = field(default_factory=dict)  # bos_token, eos_token, ... for the chat template
+    chat_template: str | None = None
+
+    @classmethod
+    def load(cls, directory: Path) -> "EngineTokenizer":
+        """Read a directory. Raises ModelError where a file is missing or cannot be read."""
+        path = directory / TOKENIZER_FILE
+        if not path.is_file():
+            raise ModelError(f"{directory} has no {TOKENIZER_FILE}", Reason.MODEL_NOT_FOUND)
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exceptions
+            raise ModelError(f"{path} is no tokenizer: {error}") from None
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        config = _read_json(directory / "tokenizer_config.json")
+        special = {
+            name: token["content"] if isinstance(token, dict) else token
+            for name, token in config.items()
+            if name in ("bos_token", "eos_token", "unk_token", "pad_token") and token
+        }
+        template = config.get("chat_template")
+        if isinstance(template, list):  # several by name; the one called default answers
+            template = {item["name"]: item["template"] for item in template}.get("default")
+        if (file := directory / "chat_template.jinja").is_file():
+            template = file.read_text("utf-8")
+        return cls(tokenizer, special, template)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """Id of the tokenizer's end-of-sequence token."""
+        token = self.special_tokens.get("eos_token")
+        found: int | None = self.tokenizer.token_to_id(token) if token else None
+        return found
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of known token ids."""
+        size: int = self.tokenizer.get_vocab_size(with_added_tokens=True)
+        return size
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """Token ids of several texts."""
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids; bytes that are not UTF-8 become U+FFFD."""
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or nothing where there is no such file."""
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise ModelError(f"{path} is not a JSON object")
+    return document
