@@ -229,20 +229,51 @@ def test_a_deployment_scales_by_the_scale_subresource(server: ApiServer) -> None
     assert client.request("GET", path(kind, "/scaled"))[1]["spec"]["replicas"] == 3
 
 
-def test_the_columns_of_kubectl_get_show_what_the_status_says(server: ApiServer) -> None:
-    client, kind = server.client(), BY_NAME["TrainingJob"]
-    client.request("POST", path(kind), body("TrainingJob", SHORTEST["TrainingJob"], name="columns"))
-    status = {
-        "conditions": [{"type": "Succeeded", "status": "Unknown", "reason": "Training", "lastTransitionTime": NOW}],
-        "progress": {"summary": "12/50", "eta": "3m"},
-        "metrics": [{"name": "train/loss", "value": "0.2314"}],
-        "workers": {"desired": 2, "ready": 2, "restarts": 1, "summary": "2/2"},
-    }
+SHOWN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    (
+        "TrainingJob",
+        {
+            "conditions": [{"type": "Succeeded", "status": "Unknown", "reason": "Training", "lastTransitionTime": NOW}],
+            "progress": {"summary": "12/50", "eta": "3m"},
+            "metrics": [{"name": "train/loss", "value": "0.2314"}],
+            "workers": {"desired": 2, "ready": 2, "restarts": 1, "summary": "2/2"},
+        },
+        {"Status": "Training", "Progress": "12/50", "Loss": "0.2314", "ETA": "3m", "Workers": "2/2", "Restarts": 1},
+    ),
+    (
+        "ModelDeployment",
+        {
+            "conditions": [{"type": "Ready", "status": "True", "reason": "Serving", "lastTransitionTime": NOW}],
+            "readyReplicas": 2,
+            "engine": "Builtin",
+            "resolved": {"modelUri": "pvc://m/x"},
+            "revisions": [{"name": "old"}, {"name": "new"}],
+            "url": "http://x/v1",
+        },
+        {
+            "Ready": "True",
+            "Reason": "Serving",
+            "Replicas": 2,
+            "Engine": "Builtin",
+            "Model": "pvc://m/x",
+            "Revision": "new",
+            "URL": "http://x/v1",
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "status", "shown"), SHOWN, ids=lambda value: str(value)[:20])
+def test_the_columns_of_kubectl_get_show_what_the_status_says(
+    server: ApiServer, name: str, status: dict[str, Any], shown: dict[str, Any]
+) -> None:
+    client, kind = server.client(), BY_NAME[name]
+    client.request("POST", path(kind), body(name, SHORTEST[name], name="columns"))
     code, answer = client.request(
         "PATCH", path(kind, "/columns/status"), {"status": status}, content_type="application/merge-patch+json"
     )
     assert code == 200, answer
     _, table = client.request("GET", path(kind, "/columns"), accept="application/json;as=Table;v=v1;g=meta.k8s.io")
-    cells = dict(zip([column["name"] for column in table["columnDefinitions"]], table["rows"][0]["cells"], strict=True))
-    shown = [cells[name] for name in ("Name", "Status", "Progress", "Loss", "ETA", "Workers", "Restarts")]
-    assert shown == ["columns", "Training", "12/50", "0.2314", "3m", "2/2", 1]
+    names = [column["name"] for column in table["columnDefinitions"]]
+    cells = dict(zip(names, table["rows"][0]["cells"], strict=True))
+    assert {column: cells[column] for column in shown} == shown

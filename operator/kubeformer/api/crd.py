@@ -94,7 +94,7 @@ KINDS: tuple[Kind, ...] = (
             Column("Replicas", ".status.readyReplicas", "integer"),
             Column("Engine", ".status.engine"),
             Column("Model", ".status.resolved.modelUri"),
-            Column("Revision", ".status.resolved.revision"),
+            Column("Revision", ".status.revisions[-1:].name"),
             Column("URL", ".status.url"),
             AGE,
         ),

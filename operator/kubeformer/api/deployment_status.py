@@ -12,9 +12,6 @@ from kubeformer.api.training_status import Conditions, Figure, ImageName, Status
 class ResolvedDeployment(Lenient):
     """What was left open in the spec and chosen when the revision was first planned."""
 
-    revision: Text | None = None
-    """Name of the revision that the spec asks for."""
-
     image: ImageName | None = None
     """Image of the servers."""
 

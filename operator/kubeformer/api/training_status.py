@@ -125,6 +125,9 @@ class EpochRecord(Lenient):
     loss: Number
     """Mean training loss."""
 
+    accuracy: Number | None = None
+    """Accuracy on the training rows, as they were seen."""
+
     validation_loss: Number | None = None
     """Loss on the validation rows."""
 

@@ -109,6 +109,7 @@ def test_every_column_reads_a_field_that_the_status_has(kind: Kind) -> None:
         if not column.path.startswith(".status."):
             continue
         node = status
+        # Filters and slices pick an item of a list: [?(@.type=="Ready")], [-1:].
         for step in column.path.removeprefix(".status.").replace("[?(@.", "[").split("."):
             name, _, condition = step.partition("[")
             node = node["properties"][name]
