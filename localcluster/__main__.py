@@ -6,6 +6,7 @@ Python's standard library is enough. Verbs come from `verbs.py` and from the mod
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,16 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     except ClusterError as error:
         print(f"localcluster: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            print(
+                "localcluster: The disk is full; free some space, and the same command goes on from here.",
+                file=sys.stderr,
+            )
+            return 1
+        if error.errno == errno.EPIPE:
+            return 1  # whoever read our output has stopped
+        raise
     except KeyboardInterrupt:
         print("localcluster: interrupted; the same command goes on from here.", file=sys.stderr)
         return 130

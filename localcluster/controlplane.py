@@ -213,6 +213,8 @@ class ControllerManager(Component):
                 f"--cluster-signing-cert-file={keys / 'ca.crt'}",
                 f"--cluster-signing-key-file={keys / 'ca.key'}",
                 "--use-service-account-credentials=true",
+                # Without it, nobody takes the protecting finalizer off PodGroups, and their namespaces never end.
+                f"--feature-gates={GATES}",
                 # One instance: an election would only add 15 s to each start after a crash.
                 "--leader-elect=false",
                 "--kube-api-qps=100",

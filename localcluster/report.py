@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -25,9 +26,10 @@ class Report:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def say(self, text: str) -> None:
-        """Prints one line."""
+        """Prints one line. Work goes on when nobody reads it any more."""
         with self._lock:
-            print(text, file=self.out, flush=True)
+            with contextlib.suppress(BrokenPipeError):
+                print(text, file=self.out, flush=True)
 
     @contextmanager
     def step(self, title: str, announce: bool = False) -> Iterator[None]:

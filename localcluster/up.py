@@ -148,6 +148,8 @@ def up(cluster: Cluster) -> None:
         version = cluster.api().get("/version")["gitVersion"]
         cluster.report.say(f"         CLUSTER=current: using {cluster.kubeconfig}, Kubernetes {version}")
         return
+    if cluster.engine == "local":
+        checks.require_root()
     with only_one(cluster):
         start = time.monotonic()
         if cluster.engine == "kind":
@@ -169,7 +171,6 @@ def local_up(cluster: Cluster) -> None:
     Raises:
         ClusterError: with what to do.
     """
-    checks.require_root()
     checks.require_alone(cluster)
     checks.require_disk(cluster)
     packages.install(cluster.report)
