@@ -27,9 +27,8 @@ class Report:
 
     def say(self, text: str) -> None:
         """Prints one line. Work goes on when nobody reads it any more."""
-        with self._lock:
-            with contextlib.suppress(BrokenPipeError):
-                print(text, file=self.out, flush=True)
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            print(text, file=self.out, flush=True)
 
     @contextmanager
     def step(self, title: str, announce: bool = False) -> Iterator[None]:
