@@ -2,10 +2,12 @@
 
 from datetime import UTC, datetime
 
+LATEST = 253402300799.0  # the end of the year 9999: later points in time cannot be written
+
 
 def rfc3339(seconds: float) -> str:
-    """The point in time as Kubernetes writes it, to the second: 2026-11-25T10:00:00Z."""
-    return datetime.fromtimestamp(int(seconds), tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """The point in time as Kubernetes writes it, to the second: 2026-11-25T10:00:00Z; never before 1970."""
+    return datetime.fromtimestamp(int(max(0.0, min(seconds, LATEST))), tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def seconds_of(text: object) -> float | None:

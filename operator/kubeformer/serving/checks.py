@@ -46,7 +46,6 @@ def model_is_published(seen: Observed) -> Finding | None:
             DeploymentReason.MODEL_NOT_FOUND,
             f"{field}, and there is no such TrainingJob in the namespace {seen.key.namespace}: make it, name another, "
             "or give the model's place as model: {uri: pvc://CLAIM/PATH}.",
-            waits=True,
             depends_on=(key,),
         )
     published = published_by(seen.job)

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from kubeformer.api.deployment_status import ModelDeploymentStatus
 from kubeformer.api.model_deployment import ModelDeployment, ModelDeploymentSpec
 from kubeformer.api.rules import sentences
 from kubeformer.api.uri import PvcUri, UriError, parse
 from kubeformer.contract import names
 from kubeformer.kit.artifacts import Published, published_by
 from kubeformer.kit.child import Child, Json, Meta, meta
+from kubeformer.kit.readable import readable
 from kubeformer.kit.settings import OperatorSettings
 from kubeformer.kit.view import Key, View
 
@@ -57,8 +59,8 @@ class Observed:
     @property
     def conditions(self) -> Sequence[Json]:
         """The stored conditions."""
-        found = self.stored.get("conditions")
-        return [c for c in found if isinstance(c, Mapping)] if isinstance(found, list | tuple) else []
+        found: Sequence[Json] = self.stored.get("conditions") or ()
+        return found
 
     @property
     def served_names(self) -> tuple[str, ...]:
@@ -71,7 +73,7 @@ def observe(view: View, key: Key, raw: Json, settings: OperatorSettings, now: fl
     """Gather what there is for `key`, whose object is `raw`."""
     own = meta(raw)
     spec, refusal = read_spec(raw)
-    stored = raw["status"] if isinstance(raw.get("status"), Mapping) else {}
+    stored = readable(ModelDeploymentStatus, raw.get("status"))
     found = view.child(Key("Deployment", key.namespace, key.name))
     ours = found is not None and found.meta.owner_uid == own.uid
     ref = spec.model.training_job_ref if spec is not None else None

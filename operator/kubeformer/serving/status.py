@@ -29,7 +29,6 @@ _MODEL_REASONS = frozenset(
         DeploymentReason.CLAIM_NOT_FOUND,
     }
 )
-_WAITING = frozenset({DeploymentReason.WAITING_FOR_MODEL, DeploymentReason.INSUFFICIENT_CAPACITY})
 
 
 def status(
@@ -115,7 +114,7 @@ def _slow(there: Counts) -> str:
 
 
 def _valid(seen: Observed, finding: Finding | None) -> Verdict:
-    if finding is not None and finding.reason not in _WAITING:
+    if finding is not None and not finding.waits:
         return "False", finding.reason, finding.message
     if seen.taken:
         return "False", DeploymentReason.NAME_TAKEN, _taken(seen)

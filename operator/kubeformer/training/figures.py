@@ -11,12 +11,11 @@ from typing import Any
 
 from kubeformer.api.common import significant
 from kubeformer.contract.progress import Artifact, Progress
-from kubeformer.kit.instants import rfc3339
+from kubeformer.kit.instants import LATEST, rfc3339
 from kubeformer.training.observe import Observed, Worker
 
 SILENT_PHASES = frozenset({"Starting", "Preparing"})  # before the first step, and after a restart
 MOST_METRICS, MOST_EPOCHS, MOST_ARTIFACTS, MOST_FACTS = 32, 20, 5, 32
-LATEST_TIME = 253402300799.0  # the end of the year 9999: later points in time cannot be written
 
 Object = dict[str, Any]
 
@@ -117,6 +116,8 @@ def epochs(seen: Observed, said: Worker | None) -> list[Object]:
             "seconds": significant(epoch.seconds),
             "stepMilliseconds": significant(epoch.step_milliseconds),
         }
+        if epoch.accuracy is not None:
+            record["accuracy"] = significant(epoch.accuracy)
         if epoch.validation_loss is not None:
             record["validationLoss"] = significant(epoch.validation_loss)
         if epoch.validation_accuracy is not None:
@@ -199,6 +200,6 @@ def _count(value: int) -> int:
 
 
 def _time(seconds: float | None) -> str | None:
-    if seconds is None or not math.isfinite(seconds) or not 0 <= seconds <= LATEST_TIME:
+    if seconds is None or not math.isfinite(seconds) or not 0 <= seconds <= LATEST:
         return None
     return rfc3339(seconds)

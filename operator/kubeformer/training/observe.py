@@ -12,11 +12,13 @@ from pydantic import ValidationError
 
 from kubeformer.api.rules import sentences
 from kubeformer.api.training_job import TrainingJob, TrainingJobSpec
+from kubeformer.api.training_status import TrainingJobStatus
 from kubeformer.api.uri import ConfigMapUri, PvcUri, Uri, UriError, parse
 from kubeformer.contract import names
 from kubeformer.contract.progress import Progress
 from kubeformer.kit.child import Child, Json, Meta, meta
 from kubeformer.kit.instants import seconds_of
+from kubeformer.kit.readable import readable
 from kubeformer.kit.settings import OperatorSettings
 from kubeformer.kit.troubles import container_statuses, state_of
 from kubeformer.kit.view import Key, View
@@ -62,7 +64,7 @@ class Observed:
     finalizers: tuple[str, ...]
     spec: TrainingJobSpec | None  # None: it cannot be read, and `refusal` says why
     refusal: str
-    stored: Json  # the status as it is
+    stored: Json  # the status as it is, as far as it fits the schema
     job: Child | None  # our Job
     stranger: Child | None  # a Job of the same name that is not ours
     workers: tuple[Worker, ...]  # pods of our Job, by name
@@ -84,8 +86,8 @@ class Observed:
     @property
     def conditions(self) -> Sequence[Json]:
         """The stored conditions."""
-        found = self.stored.get("conditions")
-        return [c for c in found if isinstance(c, Mapping)] if isinstance(found, list | tuple) else []
+        found: Sequence[Json] = self.stored.get("conditions") or ()
+        return found
 
     def stored_condition(self, kind: str) -> Json:
         """One of the stored conditions; empty where there is none."""
@@ -113,7 +115,7 @@ def observe(view: View, key: Key, raw: Json, settings: OperatorSettings, now: fl
         finalizers=tuple(raw["metadata"].get("finalizers") or ()),
         spec=spec,
         refusal=refusal,
-        stored=raw["status"] if isinstance(raw.get("status"), Mapping) else {},
+        stored=readable(TrainingJobStatus, raw.get("status")),
         job=job,
         stranger=found if job is None else None,
         workers=tuple(_worker(view, pod) for pod in pods if job is not None and pod.meta.owner_uid == job.meta.uid),

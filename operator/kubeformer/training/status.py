@@ -29,7 +29,6 @@ INVALID_REASONS = frozenset(
         JobReason.SETTINGS_INVALID,
     }
 )
-_WAITING = frozenset({JobReason.WAITING_FOR_MODEL, JobReason.INSUFFICIENT_CAPACITY})
 _FIGURES = ("progress", "metrics", "epochs")
 _GOOD_NEWS = frozenset({JobReason.SUSPENDED, JobReason.COMPLETED, JobReason.WAITING_FOR_MODEL})
 
@@ -45,7 +44,7 @@ def waiting(seen: Observed, finding: Finding | None) -> Object:
     held: tuple[str, str] = (JobReason.SUSPENDED, "spec.suspend is true: set it to false to start.")
     if finding is not None:
         held = (finding.reason, finding.message)
-        if finding.reason not in _WAITING:
+        if not finding.waits:
             valid = ("False", *held)
     status = dict(seen.stored)
     suspended = seen.spec is not None and seen.spec.suspend

@@ -1,0 +1,446 @@
+"""A TrainingJob from `kubectl apply` to its end, played against a model of the cluster."""
+
+from typing import Any
+
+import pytest
+from tests.unit.training.builders import (
+    JOB,
+    KEY,
+    at_step,
+    epoch,
+    finished,
+    running,
+    saved,
+    succeed,
+    training_job,
+    world,
+)
+from tests.unit.world import NAMESPACE, START, World, condition
+
+from kubeformer import training
+from kubeformer.api.training_job import TrainingJob
+from kubeformer.contract.job import JobSettings
+from kubeformer.kit.plan import Apply, Delete
+from kubeformer.kit.view import Key
+
+
+def status(w: World) -> dict[str, Any]:
+    found: dict[str, Any] = w.objects[KEY]["status"]
+    TrainingJob.parse(w.objects[KEY])  # whatever is written fits the schema
+    return found
+
+
+def said(w: World, kind: str) -> tuple[str, str]:
+    found = condition(status(w), kind)
+    return found["status"], found["reason"]
+
+
+def test_what_was_resolved_is_written_down_before_anything_is_made() -> None:
+    w = world()
+    first = w.plan(training.reconcile, KEY)
+    assert first.actions == ()
+    assert first.finalizers == ("kubeformer.dev/checkpoints",)
+    assert first.status is not None
+    assert first.status["resolved"]["learningRate"] == "0.001"
+    assert first.status["startTime"]
+
+
+def test_a_minimal_job_gets_settings_a_service_its_storage_and_an_indexed_job() -> None:
+    w = world()
+    w.settle(training.reconcile, KEY)
+    made = {(key.kind, key.name) for key in w.objects} - {("Node", "node1"), ("Node", "node2")}
+    settings = next(name for kind, name in made if kind == "ConfigMap")
+    assert made == {
+        ("PersistentVolumeClaim", "mail"),
+        ("PersistentVolumeClaim", "kubeformer"),
+        ("TrainingJob", "spam"),
+        ("ConfigMap", settings),
+        ("Service", "spam-workers"),
+        ("Job", "spam"),
+    }
+    text = w.objects[Key("ConfigMap", NAMESPACE, settings)]["data"]["settings.json"]
+    document = JobSettings.model_validate_json(text)
+    assert document.data.source.path == "/mnt/claims/mail/spam-*.jsonl"
+    assert document.output.location.uri == "pvc://kubeformer/models/spam"
+    assert document.checkpoint.directory.startswith("/mnt/claims/kubeformer/checkpoints/spam-")
+    assert document.training.epochs == 3
+    assert document.model.architecture is not None
+
+
+def test_planning_again_changes_nothing() -> None:
+    w, pods = running()
+    w.report_progress(pods[0], at_step(10))
+    w.settle(training.reconcile, KEY)
+    before = {key: body["metadata"]["resourceVersion"] for key, body in w.objects.items()}
+    w.settle(training.reconcile, KEY)
+    assert {key: body["metadata"]["resourceVersion"] for key, body in w.objects.items()} == before
+
+
+def test_progress_metrics_epochs_and_checkpoint_come_from_worker_zero() -> None:
+    w, pods = running(workers={"replicas": 2})
+    w.report_progress(pods[1], at_step(99, rank=1))
+    w.report_progress(pods[0], at_step(40, epochs=[epoch(1)], checkpoint=saved(30)))
+    w.settle(training.reconcile, KEY)
+    found = status(w)
+    assert found["progress"]["summary"] == "40/100"
+    assert found["progress"]["percent"] == 40
+    assert found["progress"]["eta"] == "30s"  # 60 steps at 500 ms
+    assert found["metrics"] == [{"name": "train/loss", "value": "0.5"}]
+    assert found["epochs"][0]["validationAccuracy"] == "0.9"
+    assert found["checkpoint"]["step"] == 30
+    assert found["resolved"]["facts"][0] == {"name": "parameters", "value": "1000"}
+    assert said(w, "Succeeded") == ("Unknown", "Training")
+    assert said(w, "Running") == ("True", "Accepted")
+    assert said(w, "Checkpointed") == ("True", "CheckpointSaved")
+
+
+def test_a_change_of_figures_alone_may_wait_and_a_new_checkpoint_may_not() -> None:
+    w, pods = running()
+    w.report_progress(pods[0], at_step(10))
+    w.settle(training.reconcile, KEY)
+    w.report_progress(pods[0], at_step(20, phase="Evaluating"))
+    assert w.plan(training.reconcile, KEY).coalesce_status
+    w.report_progress(pods[0], at_step(20, checkpoint=saved(20)))
+    assert not w.plan(training.reconcile, KEY).coalesce_status
+
+
+def test_running_pods_are_polled_by_address_until_the_end() -> None:
+    w, pods = running(workers={"replicas": 2})
+    assert [uid for uid, _ in w.plan(training.reconcile, KEY).poll] == pods
+    succeed(w, pods)
+    w.settle(training.reconcile, KEY)
+    assert w.plan(training.reconcile, KEY).poll == ()
+
+
+def test_success_publishes_an_artifact_and_nothing_is_written_afterwards() -> None:
+    w, pods = running()
+    succeed(w, pods)
+    w.settle(training.reconcile, KEY)
+    found = status(w)
+    assert said(w, "Succeeded") == ("True", "Completed")
+    assert said(w, "Finished") == ("True", "Completed")
+    assert found["artifacts"][0]["uri"] == "pvc://kubeformer/models/spam"
+    assert found["artifacts"][0]["metrics"] == [{"name": "validation/accuracy", "value": "0.97"}]
+    assert found["progress"]["phase"] == "Succeeded"
+    assert "eta" not in found["progress"]
+    assert [event.reason for event in w.events] == ["Started", "Completed"]
+    w.now += 1e6
+    assert w.plan(training.reconcile, KEY).actions == ()
+    assert w.plan(training.reconcile, KEY).status == found
+
+
+def test_the_end_waits_for_the_last_words_of_the_pods() -> None:
+    w, _ = running()
+    w.end_job("spam", "Complete")  # the Job's news came before the pod's
+    w.objects[JOB]["status"]["conditions"][0]["lastTransitionTime"] = "2027-01-15T08:00:00Z"
+    w.settle(training.reconcile, KEY)
+    assert said(w, "Finished") == ("False", "NotFinished")
+    plan = w.plan(training.reconcile, KEY)
+    assert plan.look_again_at is not None
+    w.now = plan.look_again_at
+    w.settle(training.reconcile, KEY)
+    assert said(w, "Succeeded") == ("True", "Completed")
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected", "valid"),
+    [
+        ("DataNotFound", "DataNotFound", "False"),
+        ("FieldNotFound", "FieldNotFound", "False"),
+        ("ModelNotFound", "ModelNotFound", "False"),
+        ("TrainingDiverged", "TrainingDiverged", "True"),
+        ("SomethingNew", "Failed", "True"),
+    ],
+)
+def test_a_job_that_cannot_work_says_so_in_the_words_of_the_worker(reason: str, expected: str, valid: str) -> None:
+    w, pods = running()
+    failure = {"reason": reason, "message": "data.uri is pvc://mail/spam.jsonl: no such file; upload it first."}
+    w.end_pod(pods[0], 78, at_step(0, phase="Failed", failure=failure))
+    w.end_job("spam", "Failed", "PodFailurePolicy")
+    w.settle(training.reconcile, KEY)
+    assert said(w, "Succeeded") == ("False", expected)
+    assert condition(status(w), "Succeeded")["message"] == failure["message"]
+    assert condition(status(w), "Valid")["status"] == valid
+    assert w.events[-1].type == "Warning"
+
+
+def test_too_many_faults_end_the_job_with_the_last_one_named() -> None:
+    w, pods = running(recovery={"maxRestarts": 0})
+    w.end_pod(pods[0], 137)
+    w.end_job("spam", "Failed", "BackoffLimitExceeded")
+    w.settle(training.reconcile, KEY)
+    assert said(w, "Succeeded") == ("False", "MaxRestartsExceeded")
+    assert "exit code 137" in condition(status(w), "Succeeded")["message"]
+    assert "spec.recovery.maxRestarts (0)" in condition(status(w), "Succeeded")["message"]
+
+
+def test_a_worker_that_has_given_up_takes_the_whole_job_along() -> None:
+    w, pods = running(workers={"replicas": 2}, recovery={"maxRestarts": 3})
+    assert w.objects[JOB]["spec"]["backoffLimit"] == 3
+    failure = {"reason": "RestartsExhausted", "message": "the ranks failed more than 3 times"}
+    w.end_pod(pods[1], 1, at_step(5, failure=failure, restarts=3))
+    w.settle(training.reconcile, KEY)
+    assert w.objects[JOB]["spec"]["backoffLimit"] == 0
+
+
+def test_a_fault_is_counted_once_however_many_workers_felt_it() -> None:
+    w, pods = running(workers={"replicas": 2})
+    w.report_progress(pods[0], at_step(40, checkpoint=saved(30)))
+    w.settle(training.reconcile, KEY)
+    w.now += 60
+    w.report_progress(pods[0], at_step(41, restarts=1, phase="Starting"))
+    w.end_pod(pods[1], 137)
+    w.settle(training.reconcile, KEY)
+    found = status(w)
+    assert found["workers"]["restarts"] == 1
+    assert said(w, "Succeeded") == ("Unknown", "Restarting")
+    assert [a.get("toStep") for a in found["attempts"]] == [40, None]
+    assert found["attempts"][1]["fromStep"] == 30
+    w.start_workers("spam")
+    w.settle(training.reconcile, KEY)
+    assert len(status(w)["attempts"]) == 2
+
+
+def test_figures_stay_while_restarted_workers_have_nothing_to_say_yet() -> None:
+    w, pods = running()
+    w.report_progress(pods[0], at_step(40))
+    w.settle(training.reconcile, KEY)
+    w.report_progress(pods[0], at_step(0, phase="Preparing", metrics={}, epochs=[], heartbeat_time=START + 50))
+    w.settle(training.reconcile, KEY)
+    assert status(w)["progress"]["summary"] == "40/100"
+    assert status(w)["progress"]["phase"] == "Preparing"
+    assert status(w)["metrics"]
+
+
+def test_suspension_stops_the_job_and_resumption_goes_on_with_the_same_one() -> None:
+    w, pods = running(activeDeadlineSeconds=1000)
+    w.report_progress(pods[0], at_step(40, checkpoint=saved(40)))
+    w.settle(training.reconcile, KEY)
+    w.now += 300
+    w.edit(KEY, suspend=True)
+    w.settle(training.reconcile, KEY)
+    assert w.objects[JOB]["spec"]["suspend"] is True
+    assert said(w, "Suspended") == ("False", "Suspending")
+    for key in [k for k in w.objects if k.kind == "Pod"]:
+        w.delete(key)
+    w.objects[JOB]["status"].update(active=0, ready=0)
+    w.settle(training.reconcile, KEY)
+    assert said(w, "Suspended") == ("True", "Suspended")
+    assert said(w, "Succeeded") == ("Unknown", "Suspended")
+    assert status(w)["progress"]["summary"] == "40/100"
+    w.now += 10_000  # time in suspension does not count
+    w.edit(KEY, suspend=False)
+    w.settle(training.reconcile, KEY)
+    assert w.objects[JOB]["spec"]["suspend"] is False
+    assert w.objects[JOB]["spec"]["activeDeadlineSeconds"] == 700
+    w.start_workers("spam")
+    w.settle(training.reconcile, KEY)
+    assert [a["number"] for a in status(w)["attempts"]] == [1, 2]
+    assert status(w)["attempts"][1]["fromStep"] == 40
+    assert status(w)["workers"]["restarts"] == 0
+
+
+def test_a_job_that_is_suspended_from_the_beginning_makes_nothing_until_it_may() -> None:
+    w = world(suspend=True)
+    w.settle(training.reconcile, KEY)
+    assert JOB not in w.objects
+    assert said(w, "Suspended") == ("True", "Suspended")
+    assert said(w, "Valid") == ("True", "Accepted")
+    assert "startTime" not in status(w)
+    w.edit(KEY, suspend=False)
+    w.settle(training.reconcile, KEY)
+    assert JOB in w.objects
+
+
+def test_new_checkpoint_settings_hold_from_the_next_start() -> None:
+    w, _ = running()
+    before = w.objects[JOB]["metadata"]["uid"]
+    w.edit(KEY, checkpoint={"intervalSeconds": 5})
+    w.settle(training.reconcile, KEY)
+    assert w.objects[JOB]["metadata"]["uid"] == before  # what runs is left alone
+    w.edit(KEY, suspend=True)
+    w.settle(training.reconcile, KEY)
+    assert JOB not in w.objects  # its template can take no other settings, so it goes
+    for key in [k for k in w.objects if k.kind == "Pod"]:
+        w.delete(key)
+    w.edit(KEY, suspend=False)
+    w.settle(training.reconcile, KEY)
+    assert w.objects[JOB]["metadata"]["uid"] != before
+    assert len([k for k in w.objects if k.kind == "ConfigMap"]) == 1  # and the old settings went too
+
+
+def test_an_upgrade_of_the_operator_leaves_running_jobs_alone() -> None:
+    w, _ = running()
+    before = w.objects[JOB]
+    w.settings = type(w.settings)(worker_image="registry.local/runtime:2", server_image="x", image_pull_policy="Always")
+    w.settle(training.reconcile, KEY)
+    assert w.objects[JOB] == before
+
+
+def test_a_job_that_somebody_deleted_is_made_again_when_its_workers_have_ended() -> None:
+    w, _ = running()
+    pods = [key for key in w.objects if key.kind == "Pod"]
+    del w.objects[JOB]  # with --cascade=orphan, say
+    w.settle(training.reconcile, KEY)
+    assert JOB not in w.objects
+    for key in pods:
+        w.delete(key)
+    w.settle(training.reconcile, KEY)
+    assert JOB in w.objects
+
+
+def test_a_foreign_job_of_the_name_is_not_touched() -> None:
+    foreign = {"kind": "Job", "metadata": {"name": "spam"}, "spec": {}}
+    w = world(foreign)
+    w.settle(training.reconcile, KEY)
+    assert said(w, "Valid") == ("False", "NameTaken")
+    assert "delete it, or use another name" in condition(status(w), "Valid")["message"]
+
+
+def test_silence_and_hanging_are_told_apart() -> None:
+    w, pods = running(recovery={"hangTimeoutSeconds": 60})
+    w.report_progress(pods[0], at_step(10, heartbeat_time=w.now))
+    w.settle(training.reconcile, KEY)
+    w.now += 90
+    w.report_progress(pods[0], at_step(10, heartbeat_time=w.now - 90))  # the launcher answers, training does not
+    w.settle(training.reconcile, KEY)
+    assert said(w, "Progressing") == ("False", "Hanging")
+    plan = w.plan(training.reconcile, KEY)
+    assert plan.look_again_at is not None
+    w.now = plan.look_again_at  # nobody has answered since
+    w.settle(training.reconcile, KEY)
+    assert said(w, "Progressing") == ("False", "Silent")
+
+
+@pytest.mark.parametrize(
+    ("pod_status", "reason"),
+    [
+        (
+            {
+                "phase": "Pending",
+                "conditions": [
+                    {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes"}
+                ],
+            },
+            "Unschedulable",
+        ),
+        (
+            {
+                "phase": "Pending",
+                "containerStatuses": [{"image": "nope:1", "state": {"waiting": {"reason": "ImagePullBackOff"}}}],
+            },
+            "ImagePullFailed",
+        ),
+        (
+            {
+                "phase": "Pending",
+                "containerStatuses": [{"state": {"waiting": {"reason": "CreateContainerConfigError"}}}],
+            },
+            "ContainerFailed",
+        ),
+    ],
+)
+def test_what_keeps_a_pod_from_starting_is_said(pod_status: dict[str, Any], reason: str) -> None:
+    w = world()
+    w.settle(training.reconcile, KEY)
+    w.start_workers("spam", phase="Pending")
+    next(body for key, body in w.objects.items() if key.kind == "Pod")["status"] = pod_status
+    w.settle(training.reconcile, KEY)
+    assert said(w, "Running") == ("False", reason)
+    assert said(w, "Succeeded") == ("Unknown", reason)
+
+
+def test_a_finished_job_is_deleted_after_its_time_to_live() -> None:
+    w, pods = running(ttlSecondsAfterFinished=600)
+    succeed(w, pods)
+    w.settle(training.reconcile, KEY)
+    plan = w.plan(training.reconcile, KEY)
+    assert plan.look_again_at == START + 600
+    w.now = START + 600
+    (action,) = w.plan(training.reconcile, KEY).actions
+    assert isinstance(action, Delete)
+    assert action.key == KEY
+
+
+def test_the_deadline_names_the_field() -> None:
+    w, pods = running(activeDeadlineSeconds=60)
+    assert w.objects[JOB]["spec"]["activeDeadlineSeconds"] == 60
+    w.end_pod(pods[0], 143)
+    w.end_job("spam", "Failed", "DeadlineExceeded")
+    w.settle(training.reconcile, KEY)
+    assert said(w, "Succeeded") == ("False", "DeadlineExceeded")
+    assert "spec.activeDeadlineSeconds (60)" in condition(status(w), "Succeeded")["message"]
+
+
+def test_a_lost_status_is_made_again_without_touching_the_job() -> None:
+    w, pods = running()
+    w.report_progress(pods[0], at_step(10))
+    job = w.objects[JOB]
+    del w.objects[KEY]["status"]
+    w.settle(training.reconcile, KEY)
+    assert status(w)["progress"]["step"] == 10
+    assert w.objects[JOB] == job
+
+
+def test_a_spec_that_this_operator_cannot_read_is_said_and_touches_nothing() -> None:
+    w, _ = running()
+    w.objects[KEY]["spec"]["task"] = {"imageClassification": {}}
+    plan = w.settle(training.reconcile, KEY)
+    assert plan.actions == ()
+    found = condition(w.objects[KEY]["status"], "Valid")
+    assert (found["status"], found["reason"]) == ("False", "SettingsInvalid")
+    assert condition(w.objects[KEY]["status"], "Running")["status"] == "True"
+
+
+def test_gangs_are_used_where_the_api_server_has_them() -> None:
+    w = world(workers={"replicas": 2})
+    w.settings = type(w.settings)(worker_image="w", server_image="s", gangs=True)
+    w.settle(training.reconcile, KEY)
+    group = w.objects[Key("PodGroup", NAMESPACE, "spam")]
+    assert group["spec"]["schedulingPolicy"]["gang"]["minCount"] == 2
+    assert w.objects[JOB]["spec"]["template"]["spec"]["schedulingGroup"] == {"podGroupName": "spam"}
+
+
+def test_training_goes_on_from_what_another_job_published() -> None:
+    base = training_job("base")
+    w = world(base, model={"trainingJobRef": {"name": "base"}})
+    plan = w.settle(training.reconcile, KEY)
+    assert said(w, "Admitted") == ("False", "WaitingForModel")
+    assert said(w, "Valid") == ("True", "Accepted")
+    assert Key("TrainingJob", NAMESPACE, "base") in plan.depends_on
+    w.objects[Key("TrainingJob", NAMESPACE, "base")]["status"] = {
+        "artifacts": [{"uri": "pvc://kubeformer/models/base", "digest": "sha256:ab", "step": 7}]
+    }
+    w.settle(training.reconcile, KEY)
+    settings = next(body for key, body in w.objects.items() if key.kind == "ConfigMap")
+    document = JobSettings.model_validate_json(settings["data"]["settings.json"])
+    assert document.model.base is not None
+    assert (document.model.base.path, document.model.base.digest) == ("/mnt/claims/kubeformer/models/base", "sha256:ab")
+    assert document.training.learning_rate == 5e-5
+
+
+def test_the_shared_claim_is_never_changed_and_belongs_to_nobody() -> None:
+    w = world()
+    w.plan(training.reconcile, KEY)
+    w.carry_out(KEY, w.plan(training.reconcile, KEY))
+    applied = [a for a in w.plan(training.reconcile, KEY).actions if isinstance(a, Apply)]
+    claim = next(a for a in applied if a.body["kind"] == "PersistentVolumeClaim")
+    assert claim.only_if_absent
+    assert "ownerReferences" not in claim.body["metadata"]
+    assert claim.body["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_the_status_stays_small_whatever_workers_say() -> None:
+    import json
+
+    w, pods = running()
+    long = {f"metric/{'x' * 200}-{i}": float("nan") for i in range(200)}
+    facts: dict[str, str | int | float] = {f"fact-{i}": "y" * 1000 for i in range(200)}
+    w.report_progress(
+        pods[0],
+        at_step(10**12, metrics=long, resolved=facts, epochs=[epoch(i) for i in range(1, 200)], heartbeat_time=1e300),
+    )
+    w.settle(training.reconcile, KEY)
+    assert len(json.dumps(status(w))) < 32_000
+    assert len(status(w)["epochs"]) == 20
+    assert finished().artifact is not None
