@@ -60,10 +60,19 @@ def selectors(kind: str) -> Mapping[str, str]:
 
 
 class Operator:
-    """See the module's docstring. `controllers` has one entry for each of our kinds."""
+    """See the module's docstring. `controllers` has one entry for each of our kinds.
+
+    `doorbell` makes what watches them; tests put another in its place.
+    """
 
     def __init__(
-        self, settings: Settings, transport: Transport, controllers: Mapping[str, Controller], identity: str
+        self,
+        settings: Settings,
+        transport: Transport,
+        controllers: Mapping[str, Controller],
+        identity: str,
+        *,
+        doorbell: type[Doorbell] = Doorbell,
     ) -> None:
         self._settings = settings
         self._controllers = dict(controllers)
@@ -119,7 +128,7 @@ class Operator:
         )
         self._auditor = Auditor(self.store, self.news, self._reader, self.metrics)
         self._audit_now = asyncio.Event()
-        self._doorbell = Doorbell(
+        self._doorbell = doorbell(
             transport.credentials,
             PRIMARIES.values(),
             self.news,
