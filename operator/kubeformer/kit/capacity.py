@@ -17,11 +17,11 @@ def needed(resources: Json) -> dict[str, str]:
     return {name: str(quantity) for name, quantity in asked.items()}
 
 
-def capacity_finding(resources: Json, nodes: Sequence[Child], field: str) -> Finding | None:
+def capacity_finding(resources: Json, given: Json, nodes: Sequence[Child], field: str) -> Finding | None:
     """A finding if no node, empty as it may be, has room for one pod that asks for `resources`.
 
-    `field` is where the user wrote them, for example spec.workers.resources. Without any node in view nothing
-    is known, and nothing is found.
+    `given` is what the user wrote of them, at `field`, for example spec.workers.resources; the rest follows from the
+    model's size and the installation. Without any node in view nothing is known, and nothing is found.
     """
     if not nodes:
         return None
@@ -31,7 +31,7 @@ def capacity_finding(resources: Json, nodes: Sequence[Child], field: str) -> Fin
         want = amount(asked[name])
         largest = max((_has(node, name) for node in usable), default=Decimal(0))
         if want is not None and want > largest:
-            return Finding(INSUFFICIENT_CAPACITY, _sentence(field, name, resources, asked[name], largest), waits=True)
+            return Finding(INSUFFICIENT_CAPACITY, _sentence(field, name, given, asked[name], largest), waits=True)
     if not any(all((amount(asked[name]) or 0) <= _has(node, name) for name in asked) for node in usable):
         listed = ", ".join(f"{name}: {asked[name]}" for name in sorted(asked))
         return Finding(
@@ -48,8 +48,13 @@ def _has(node: Child, name: str) -> Decimal:
     return (amount(allocatable.get(name, 0)) or Decimal(0)) if isinstance(allocatable, Mapping) else Decimal(0)
 
 
-def _sentence(field: str, name: str, resources: Json, asked: str, largest: Decimal) -> str:
-    where = "limits" if name in (resources.get("limits") or {}) else "requests"
+def _sentence(field: str, name: str, given: Json, asked: str, largest: Decimal) -> str:
+    if name not in needed(given):
+        return (
+            f"{field}.requests.{name} is left out, and one pod is taken to need {asked}, but the largest node has "
+            f"{_human(name, largest)}: set it to what you know to be enough, make the model smaller, or add a node."
+        )
+    where = "limits" if name in (given.get("limits") or {}) else "requests"
     device = name not in ("cpu", "memory", "ephemeral-storage")
     there = "no node has any" if not largest else f"the largest node has {_human(name, largest)}"
     out = "leave it out to run on CPU" if device else "ask for less"

@@ -111,7 +111,8 @@ def claim_is_shared(seen: Observed) -> Finding | None:
 def a_node_is_big_enough(seen: Observed) -> Finding | None:
     """Some node could hold a server, if it were empty."""
     assert seen.spec is not None
-    found = capacity_finding(server_resources(seen.spec, seen.settings), seen.nodes, "spec.resources")
+    resources, given = server_resources(seen.spec, seen.settings), seen.spec.resources.dump()
+    found = capacity_finding(resources, given, seen.nodes, "spec.resources")
     if found is None:
         return None
     return Finding(DeploymentReason.INSUFFICIENT_CAPACITY, found.message, waits=True, depends_on=(Key("Node", "", ""),))

@@ -66,7 +66,8 @@ def _render(seen: Observed, spec: ModelDeploymentSpec, model: Model) -> tuple[st
 def _starts_servers(seen: Observed, rendered: Rendered) -> bool:
     if seen.deployment is None:
         return True
-    more = rendered.deployment["spec"]["replicas"] > (seen.deployment.spec.get("replicas") or 0)
+    now = seen.deployment.spec.get("replicas")
+    more = not isinstance(now, int) or rendered.deployment["spec"]["replicas"] > now
     return more or seen.deployment.meta.labels.get(names.LABEL_REVISION) != rendered.revision
 
 

@@ -86,8 +86,10 @@ def _verdicts(
 def _ready(seen: Observed, finding: Finding | None, there: Counts, wanted: int, hindered: Trouble | None) -> Verdict:
     if finding is not None:
         return "False", finding.reason, finding.message
-    if seen.deployment is None or not there.current:
+    if seen.deployment is None or (not there.current and not there.ready):
         return "False", DeploymentReason.LOADING, "Servers are being made."
+    if not there.current:
+        return "False", DeploymentReason.ROLLING_OUT, "A new revision is being rolled out."
     if wanted == 0:
         if there.total:
             return "False", DeploymentReason.ROLLING_OUT, "Servers finish their answers and stop."

@@ -135,8 +135,8 @@ def base_is_published(seen: Observed) -> Finding | None:
 def a_node_is_big_enough(seen: Observed) -> Finding | None:
     """Some node could hold a worker, if it were empty: a GPU nobody has is said at once."""
     assert seen.spec is not None
-    resources = worker_resources(seen.spec, seen.settings)
-    found = capacity_finding(resources, seen.nodes, "spec.workers.resources")
+    resources, given = worker_resources(seen.spec, seen.settings), seen.spec.workers.resources.dump()
+    found = capacity_finding(resources, given, seen.nodes, "spec.workers.resources")
     if found is None:
         return None
     return Finding(JobReason.INSUFFICIENT_CAPACITY, found.message, waits=True, depends_on=(Key("Node", "", ""),))

@@ -107,6 +107,13 @@ def test_each_thing_on_some_node_is_not_enough_all_must_be_on_one() -> None:
     assert "no single node has all of it" in verdict(w, "Admitted")[2]
 
 
+def test_what_was_only_estimated_is_called_an_estimate() -> None:
+    model = {"architecture": {"layers": 48, "width": 4096, "heads": 32}}
+    message = verdict(world(model=model), "Admitted")[2]
+    assert message.startswith("spec.workers.resources.requests.memory is left out, and one pod is taken to need ")
+    assert "set it to what you know to be enough" in message
+
+
 def test_without_nodes_in_view_nothing_is_claimed_about_them() -> None:
     w = World(claim("mail"), training_job(workers={"resources": {"limits": {"nvidia.com/gpu": 8}}}))
     w.settle(training.reconcile, KEY)
