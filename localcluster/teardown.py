@@ -244,3 +244,11 @@ def purge(cluster: Cluster, components: Iterable[Component]) -> None:
             component.purge(cluster)
         for folder in (layout.cluster, layout.volumes, layout.registry):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget(cluster: Cluster) -> None:
+    """Deletes the objects and volumes of a cluster that was torn down; images, keys and binaries stay."""
+    layout = cluster.layout
+    with cluster.report.step("deleted objects and volumes"):
+        for folder in (layout.etcd, layout.volumes, *(node.kubelet_root for node in layout.nodes)):
+            shutil.rmtree(folder, ignore_errors=True)

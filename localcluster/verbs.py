@@ -10,7 +10,7 @@ from localcluster.components import Cluster, Verb
 from localcluster.errors import ClusterError
 from localcluster.kind import kind_down
 from localcluster.processes import processes_of, start_time
-from localcluster.teardown import purge, tear_down
+from localcluster.teardown import forget, purge, tear_down
 from localcluster.up import all_components, only_one, start_component, up
 
 
@@ -32,6 +32,8 @@ def run_down(cluster: Cluster, options: argparse.Namespace) -> int:
         tear_down(cluster, components)
         if options.purge:
             purge(cluster, components)
+        elif options.objects:
+            forget(cluster)
     return 0
 
 
@@ -129,6 +131,7 @@ def _configure_kill(parser: argparse.ArgumentParser) -> None:
 
 def _configure_down(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--purge", action="store_true", help="delete everything but the binaries")
+    parser.add_argument("--objects", action="store_true", help="delete objects and volumes; keep images and binaries")
 
 
 def _configure_binaries(parser: argparse.ArgumentParser) -> None:

@@ -139,3 +139,15 @@ def test_nothing_is_deleted_while_something_is_mounted_there(tmp_path: Path, mon
     with pytest.raises(ClusterError, match="mounted"):
         teardown.purge(cluster, [])
     assert cluster.layout.etcd.exists()
+
+
+def test_forgetting_objects_keeps_images_and_keys(tmp_path: Path) -> None:
+    cluster = cluster_in(tmp_path)
+    layout = cluster.layout
+    node = layout.nodes[0]
+    for folder in (layout.etcd, layout.volumes, node.kubelet_root, node.containerd_root, layout.registry):
+        folder.mkdir(parents=True)
+    teardown.forget(cluster)
+    assert not any(folder.exists() for folder in (layout.etcd, layout.volumes, node.kubelet_root))
+    assert node.containerd_root.exists()
+    assert layout.registry.exists()
