@@ -29,6 +29,7 @@ class Epoch(Document):
 
     epoch: int  # from 1
     loss: float
+    accuracy: float | None = None  # on the training rows, as they were seen
     validation_loss: float | None = None
     validation_accuracy: float | None = None
     seconds: float

@@ -144,9 +144,11 @@ class Loop:
 
     def _close_epoch(self, evaluated: dict[str, float]) -> None:
         state = self.state
+        trained = self.task.measures(state.epoch_loss, state.epoch_correct, state.epoch_weight)
         epoch = Epoch(
             epoch=state.step // self.steps_per_epoch,
-            loss=state.epoch_loss / state.epoch_weight,
+            loss=trained["loss"],
+            accuracy=trained.get("accuracy"),
             validation_loss=evaluated.get("validation/loss"),
             validation_accuracy=evaluated.get("validation/accuracy"),
             seconds=state.epoch_seconds,

@@ -97,9 +97,10 @@ class Reporter:
         """One line for a finished epoch."""
         validation = "" if epoch.validation_loss is None else f"  validation loss {epoch.validation_loss:.4f}"
         if epoch.validation_accuracy is not None:
-            validation += f"  accuracy {epoch.validation_accuracy:.2%}"
+            validation += f"  validation accuracy {epoch.validation_accuracy:.2%}"
+        accuracy = "" if epoch.accuracy is None else f"  accuracy {epoch.accuracy:.2%}"
         self.log(
-            f"epoch {epoch.epoch}/{total}  loss {epoch.loss:.4f}{validation}  "
+            f"epoch {epoch.epoch}/{total}  loss {epoch.loss:.4f}{accuracy}{validation}  "
             f"{epoch.seconds:.1f} s  {epoch.step_milliseconds:.1f} ms a step"
         )
 
