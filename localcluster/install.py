@@ -34,8 +34,9 @@ def namespace() -> Object:
 
 
 def values(images: Mapping[str, str], gangs: bool) -> Object:
-    """What the local cluster sets in the chart."""
-    return {"images": {"operator": images[OPERATOR.name], "runtime": images[RUNTIME.name]}, "gangs": gangs}
+    """What is set in the chart here: the images that were built, if they were built here, and gangs if they are there."""
+    built = {"operator": images[OPERATOR.name], "runtime": images[RUNTIME.name]} if images else {}
+    return {**({"images": built} if built else {}), "gangs": gangs}
 
 
 def has_gangs(api: Api) -> bool:
@@ -45,7 +46,7 @@ def has_gangs(api: Api) -> bool:
     return "scheduling.k8s.io/v1beta1" in versions
 
 
-def helm_command(program: str, kubeconfig: str, given: Object, more: Sequence[str]) -> list[str]:
+def helm_command(program: str, kubeconfig: str, more: Sequence[str]) -> list[str]:
     """Installs the chart or upgrades to it, and waits until its pods are ready."""
     return [
         program, "upgrade", RELEASE, str(REPOSITORY / CHART), "--install", "--namespace", NAMESPACE,
@@ -86,8 +87,8 @@ def run_install(cluster: Cluster, arguments: argparse.Namespace) -> int:
         pull_ahead(cluster)
     api.apply(namespace())
     forget_unfinished(api)
-    given = {**(values(images, has_gangs(api)) if images else {"gangs": has_gangs(api)})}
-    command = helm_command(binaries.program(cluster, "helm"), str(cluster.kubeconfig), given, arguments.set)
+    given = values(images, has_gangs(api))
+    command = helm_command(binaries.program(cluster, "helm"), str(cluster.kubeconfig), arguments.set)
     folder = cluster.layout.cache / "helm"
     environment = {
         **os.environ,

@@ -115,8 +115,9 @@ def archive_transport(path: Path) -> tuple[str, str]:
                 parsed = json.loads(content.read()) if content else None
                 return transport, named_in(parsed)
     except (tarfile.TarError, OSError, ValueError) as error:
+        what = str(error).splitlines()[0].rstrip(":")
         raise ClusterError(
-            f"{path} cannot be read as an image archive ({error}); give a file that `docker save` wrote."
+            f"{path} cannot be read as an image archive ({what}); give one that `docker save` or `podman save` wrote."
         ) from None
     raise ClusterError(f"{path} is a tar, but no image archive; give a file that `docker save` or `podman save` wrote.")
 

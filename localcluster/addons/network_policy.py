@@ -146,9 +146,22 @@ def rules_for(
                 receiver = pod if incoming else None
                 rules.extend(_joined(peers, side, ports_of(rule.get("ports"), receiver)))
             else:
-                for peer in peers:
+                # A port's name means another number at each receiver, also at those that a network contains.
+                inside = [Peer(f"{other.address}/32", pod=other) for other in pods if _within(other, peers)]
+                for peer in (*peers, *inside):
                     rules.extend(_joined([peer], side, ports_of(rule.get("ports"), peer.pod)))
     return [*dict.fromkeys(rules), "drop"]
+
+
+def _within(pod: Pod, peers: Iterable[Peer]) -> bool:
+    """Whether a pod's address lies in one of the networks that are no pods themselves."""
+    address = ipaddress.ip_address(pod.address)
+    return any(
+        peer.pod is None
+        and address in ipaddress.ip_network(peer.network)
+        and not any(address in ipaddress.ip_network(network) for network in peer.excepted)
+        for peer in peers
+    )
 
 
 def _joined(peers: Sequence[Peer], side: str, ports: Sequence[str]) -> list[str]:
