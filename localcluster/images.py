@@ -139,6 +139,7 @@ def build_local(cluster: Cluster, images: Sequence[Image]) -> dict[str, str]:
             with cluster.report.step(f"{image.name}: pushed to {registry.HOST}", announce=True):
                 push(cluster, store, name, target)
             pushed[image.name] = target
+            registry.forget_old(cluster.layout, image.name)
         store.prune()
         tight = shutil.disk_usage(cluster.layout.cache).free < ENOUGH_DISK
     if tight:

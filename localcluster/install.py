@@ -34,7 +34,7 @@ def namespace() -> Object:
 
 
 def values(images: Mapping[str, str], gangs: bool) -> Object:
-    """What is set in the chart here: the images that were built, if they were built here, and gangs if they are there."""
+    """What is set in the chart: the images, if they were built here, and gangs, if the API server has them."""
     built = {"operator": images[OPERATOR.name], "runtime": images[RUNTIME.name]} if images else {}
     return {**({"images": built} if built else {}), "gangs": gangs}
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
 import tarfile
 import urllib.error
 import urllib.request
@@ -25,6 +26,9 @@ from localcluster.kind import NAME
 from localcluster.layout import REGISTRY_PORT, Layout
 from localcluster.processes import processes_of
 
+KEPT = 5
+"""Tags of each image that stay: pods of an earlier one may still start on another node."""
+
 HOST = f"127.0.0.1:{REGISTRY_PORT}"
 
 CONFIGURATION = """\
@@ -35,6 +39,10 @@ storage:
   delete: {{enabled: true}}
 http: {{addr: {host}}}
 """
+
+
+def program() -> str:
+    return shutil.which("docker-registry") or "/usr/bin/docker-registry"
 
 
 def answer(path: str, accept: str = "*/*") -> int:
@@ -56,6 +64,18 @@ def holds(layout: Layout, name: str, tag: str) -> bool:
     return link.exists()
 
 
+def forget_old(layout: Layout, name: str, kept: int = KEPT) -> list[str]:
+    """Removes all but the newest tags of an image and returns them; layers go before the registry's next start."""
+    tags = sorted(
+        (layout.registry / "docker/registry/v2/repositories" / name / "_manifests/tags").glob("*"),
+        key=lambda tag: (tag / "current/link").stat().st_mtime if (tag / "current/link").exists() else 0.0,
+    )
+    old = tags[:-kept]
+    for tag in old:
+        shutil.rmtree(tag, ignore_errors=True)
+    return [tag.name for tag in old]
+
+
 class Registry(Component):
     """docker-registry on loopback."""
 
@@ -67,12 +87,16 @@ class Registry(Component):
         cluster.layout.registry.mkdir(parents=True, exist_ok=True)
         cluster.layout.config.mkdir(parents=True, exist_ok=True)
         text = CONFIGURATION.format(data=json.dumps(str(cluster.layout.registry)), host=HOST)
-        (cluster.layout.config / "registry.yaml").write_text(text)
+        settings = cluster.layout.config / "registry.yaml"
+        settings.write_text(text)
+        if not answer("/v2/"):
+            # Only while nobody pushes: what is being written looks like rubbish.
+            clean = [program(), "garbage-collect", "--delete-untagged", str(settings)]
+            subprocess.run(clean, capture_output=True, check=False)
 
     def command(self, cluster: Cluster) -> Command:
-        program = shutil.which("docker-registry") or "/usr/bin/docker-registry"
         return Command(
-            (program, "serve", str(cluster.layout.config / "registry.yaml")), {"OTEL_TRACES_EXPORTER": "none"}
+            (program(), "serve", str(cluster.layout.config / "registry.yaml")), {"OTEL_TRACES_EXPORTER": "none"}
         )
 
     def ready(self, cluster: Cluster) -> str:

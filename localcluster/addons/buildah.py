@@ -186,7 +186,11 @@ def store(cluster: Cluster) -> Iterator[Store]:
     root = cluster.layout.cache / "buildah"
     root.mkdir(parents=True, exist_ok=True)
     with open(cluster.layout.cache / "buildah.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            cluster.report.say("         waiting for another build to end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         for left in cluster.layout.cache.glob("buildah-*"):
             shutil.rmtree(left, ignore_errors=True)  # of a build that was killed
         with tempfile.TemporaryDirectory(dir=cluster.layout.cache, prefix="buildah-") as scratch:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
 from localcluster.errors import ClusterError
 from localcluster.layout import Layout
-from localcluster.registry import archive_transport, holds, name_on_nodes
+from localcluster.registry import archive_transport, forget_old, holds, name_on_nodes
 
 
 def archive(path: Path, **files: object) -> Path:
@@ -61,6 +62,18 @@ def test_other_files_are_refused_in_one_line_with_the_way_out(tmp_path: Path) ->
             archive_transport(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_the_newest_tags_stay(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    for age, tag in enumerate(("c", "a", "b")):
+        link = layout.registry / f"docker/registry/v2/repositories/trainer/_manifests/tags/{tag}/current/link"
+        link.parent.mkdir(parents=True)
+        link.write_text("sha256:abc")
+        os.utime(link, (1000 + age, 1000 + age))
+    assert forget_old(layout, "trainer", kept=2) == ["c"]
+    assert [holds(layout, "trainer", tag) for tag in "abc"] == [True, True, False]
+    assert forget_old(layout, "never-seen") == []
 
 
 def test_what_the_registry_holds_is_read_from_its_files(tmp_path: Path) -> None:
