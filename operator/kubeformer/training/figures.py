@@ -11,7 +11,7 @@ from typing import Any
 
 from kubeformer.api.common import significant
 from kubeformer.contract.progress import Artifact, Progress
-from kubeformer.kit.instants import LATEST, rfc3339
+from kubeformer.kit.instants import LATEST, rfc3339, seconds_of
 from kubeformer.training.observe import Observed, Worker
 
 SILENT_PHASES = frozenset({"Starting", "Preparing"})  # before the first step, and after a restart
@@ -42,8 +42,12 @@ def progress(seen: Observed, said: Worker | None) -> Object | None:
     if heard.total_steps:
         total, step = _count(heard.total_steps), _count(heard.step)
         result |= {"totalSteps": total, "percent": min(100, 100 * step // total), "summary": f"{step}/{total}"}
-        left = _seconds_left(heard, time)
-        if left is not None and heard.phase not in ("Succeeded", "Failed", "Stopped"):
+        left = _seconds_left(heard, time, stored)
+        if heard.phase in ("Succeeded", "Failed", "Stopped"):
+            pass
+        elif stored is not None and stored.get("step") == heard.step and not heard.epochs:
+            result |= {name: stored.get(name) for name in ("estimatedCompletionTime", "eta")}  # it still stands
+        elif left is not None:
             result |= {"estimatedCompletionTime": _time((time or 0.0) + left), "eta": words(left)}
     elif heard.step:
         result["summary"] = str(_count(heard.step))
@@ -58,14 +62,15 @@ def _no_eta(stored: Object) -> Object:
     return {"eta": "?"} if "eta" in stored else {}
 
 
-def _seconds_left(heard: Progress, time: float | None) -> float | None:
-    """From the pace of the last epoch, else from the pace since the start."""
+def _seconds_left(heard: Progress, time: float | None, stored: Object | None) -> float | None:
+    """From the pace of the last epoch, else from the steps since the status was last written."""
     steps = max(0, (heard.total_steps or 0) - heard.step)
     pace: float | None = None
+    before, then = (stored.get("step"), seconds_of(stored.get("updateTime"))) if stored else (None, None)
     if heard.epochs:
         pace = heard.epochs[-1].step_milliseconds / 1000
-    elif heard.step > 0 and heard.start_time is not None and time is not None:
-        pace = (time - heard.start_time) / heard.step
+    elif isinstance(before, int) and then is not None and time is not None and heard.step > before and time > then:
+        pace = (time - then) / (heard.step - before)
     if pace is None or not math.isfinite(pace) or pace < 0:
         return None
     return min(steps * pace, 1e9)

@@ -185,7 +185,9 @@ def _stuck(seen: Observed) -> Outlook | None:
 def _not_all_up(seen: Observed) -> Outlook | None:
     wanted = seen.spec.workers.replicas if seen.spec is not None else len(seen.workers)
     up = ready(seen)
-    done = _count(seen.job, "succeeded")
+    done = max(_count(seen.job, "succeeded"), sum(worker.phase == "Succeeded" for worker in seen.workers))
+    if done >= wanted:
+        return Outlook(JobReason.PUBLISHING, "The model is written; workers have ended.", moving=True)
     if up + done >= wanted:
         return None
     if restarts(seen) and any(w.exit_code is not None for w in seen.workers):

@@ -94,6 +94,25 @@ def test_progress_metrics_epochs_and_checkpoint_come_from_worker_zero() -> None:
     assert said(w, "Checkpointed") == ("True", "CheckpointSaved")
 
 
+def test_before_the_first_epoch_the_time_left_follows_from_steps_between_two_looks() -> None:
+    w, pods = running()
+    w.report_progress(pods[0], at_step(10))
+    w.settle(training.reconcile, KEY)
+    assert "eta" not in status(w)["progress"]  # the time until the first steps says nothing of the rest
+    w.report_progress(pods[0], at_step(30, heartbeat_time=START + 50))
+    w.settle(training.reconcile, KEY)
+    assert status(w)["progress"]["eta"] == "2m20s"  # 20 steps took 40 s, 70 are left
+
+
+def test_workers_that_have_all_ended_well_are_not_waited_for() -> None:
+    w, pods = running(workers={"replicas": 2})
+    for uid in pods:
+        w.end_pod(uid, 0, finished())
+    w.objects[JOB]["status"]["succeeded"] = 0  # the Job's own count comes later
+    w.settle(training.reconcile, KEY)
+    assert said(w, "Succeeded") == ("Unknown", "Publishing")
+
+
 def test_a_change_of_figures_alone_may_wait_and_a_new_checkpoint_may_not() -> None:
     w, pods = running()
     w.report_progress(pods[0], at_step(10))
