@@ -6,7 +6,6 @@ What a step does depends on the settings, the data and the step's number alone: 
 rate and the random numbers of dropout are functions of the seed and the step, not states that have to be
 carried along. A checkpoint is therefore weights, optimiser moments and a few counters.
 
-`run` is the story from settings to published model, `loop` the steps, `tasks` the losses, `world` the ranks,
-`flat` their gradients and the sum of these, `schedule` the learning rate, `checkpoint` the state on storage, `report` what is
-said of it.
+`run` is the story from settings to published model, `loop` the steps, `tasks` the losses, `world` the ranks, `flat`
+their gradients, `schedule` the learning rate, `checkpoint` the state on storage, `report` what is said of it.
 """

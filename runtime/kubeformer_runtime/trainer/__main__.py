@@ -16,8 +16,6 @@ from kubeformer.contract.job import JobSettings
 from kubeformer.contract.names import ENV_SETTINGS, SETTINGS_PATH, ExitCode, Reason
 from kubeformer.contract.progress import Failure, Progress
 from kubeformer_runtime.heartbeat import Heartbeat
-from kubeformer_runtime.trainer.report import Clock
-from kubeformer_runtime.trainer.run import run
 from kubeformer_runtime.trainer.stop import StopWish
 
 
@@ -34,6 +32,11 @@ def main() -> ExitCode:
         failure = Failure(reason=Reason.SETTINGS_INVALID, message=message)
         heartbeat.send(Progress(phase="Failed", failure=failure))
         return ExitCode.INVALID
+    heartbeat.send(Progress(phase="Preparing", rank=int(os.environ.get("RANK", "0"))))
+    # Torch takes seconds to import: after the settings are known to be good, and a first sign of life.
+    from kubeformer_runtime.trainer.report import Clock
+    from kubeformer_runtime.trainer.run import run
+
     return run(settings, os.environ, heartbeat, stop, Clock())
 
 

@@ -8,6 +8,7 @@ from kubeformer_runtime.model.classifier import Classifier
 from kubeformer_runtime.model.config import ClassifierConfig, LlamaConfig
 from kubeformer_runtime.model.llama import Llama
 
+torch.set_num_threads(1)  # the tensors are tiny, and others use the machine too
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
