@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from localcluster import binaries, registry
+from localcluster import binaries, checks, registry
 from localcluster.addons import buildah
 from localcluster.addons.buildah import BASE_OPTIONS, BASE_PACKAGES, SUITE, Store, call
 from localcluster.components import REPOSITORY, Cluster, Verb
@@ -32,6 +32,8 @@ from localcluster.layout import Layout
 BASE = "localhost/kubeformer-base"
 JOBS = "/apis/batch/v1/namespaces/kube-system/jobs"
 PULL_LABEL = "kubeformer.dev/pull"
+FIRST_BUILD_BYTES = 16 * 1024**3
+"""Store, registry and both nodes hold the heavy image of 3.5 GB, and building it takes 5 GB for a while."""
 ENOUGH_DISK = 12 * 1024**3
 
 
@@ -118,6 +120,8 @@ def base_name(store: Store, layout: Layout, cluster: Cluster) -> str:
 def build_local(cluster: Cluster, images: Sequence[Image]) -> dict[str, str]:
     """Builds with buildah and pushes to the local registry. Returns name to reference."""
     pushed: dict[str, str] = {}
+    if RUNTIME in images and not (cluster.layout.cache / "buildah/overlay").exists():
+        checks.require_free(cluster.layout.cache, FIRST_BUILD_BYTES)
     registry.start(cluster)
     with buildah.store(cluster) as store:
         base = base_name(store, cluster.layout, cluster)

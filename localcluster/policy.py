@@ -39,7 +39,9 @@ class Enforcer:
     def look(self, api: Api) -> None:
         """Brings the table in step with the API server."""
         policies = api.get(POLICIES)["items"]
-        wanted = ruleset(policies, api.get(PODS)["items"] if policies else [], api.get(NAMESPACES)["items"])
+        # From the API server's cache, which is also where the watches come from.
+        pods = api.get(f"{PODS}?resourceVersion=0")["items"] if policies else []
+        wanted = ruleset(policies, pods, api.get(NAMESPACES)["items"])
         if wanted == self.set:
             return
         done = nft("-f", "-", text=wanted)

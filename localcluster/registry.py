@@ -20,6 +20,7 @@ from pathlib import Path
 
 from localcluster import binaries, packages
 from localcluster.addons import buildah
+from localcluster.checks import holder_of, taken
 from localcluster.components import Cluster, Command, Component, Stage, Verb
 from localcluster.errors import ClusterError
 from localcluster.kind import NAME
@@ -84,6 +85,7 @@ class Registry(Component):
 
     def prepare(self, cluster: Cluster) -> None:
         packages.install(cluster.report, {"docker-registry": "docker-registry"})
+        require_port(cluster)
         cluster.layout.registry.mkdir(parents=True, exist_ok=True)
         cluster.layout.config.mkdir(parents=True, exist_ok=True)
         text = CONFIGURATION.format(data=json.dumps(str(cluster.layout.registry)), host=HOST)
@@ -109,13 +111,26 @@ class Registry(Component):
 REGISTRY = Registry()
 
 
+def require_port(cluster: Cluster) -> None:
+    """Raises ClusterError if somebody else has the registry's port."""
+    processes = processes_of(cluster.layout)
+    if processes.alive(REGISTRY.name) or not taken(REGISTRY_PORT, "127.0.0.1"):
+        return
+    holder = holder_of(REGISTRY_PORT)
+    if holder not in {pid for pid, _ in processes.marked()}:
+        who = f"process {holder}" if holder else "another process"
+        raise ClusterError(
+            f"Port {REGISTRY_PORT}, which the image registry needs, is taken by {who}; end it and try again."
+        )
+
+
 def start(cluster: Cluster) -> None:
     """Starts the registry alone, for images that are built before or beside `up`; nothing happens if it runs.
 
     Raises:
         ClusterError: if it does not answer.
     """
-    if not REGISTRY.ready(cluster):
+    if processes_of(cluster.layout).alive(REGISTRY.name) and not REGISTRY.ready(cluster):
         return
     REGISTRY.prepare(cluster)
     processes_of(cluster.layout).start(REGISTRY.name, REGISTRY.command(cluster))

@@ -9,9 +9,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from localcluster import registry
+from localcluster.components import Cluster
 from localcluster.errors import ClusterError
 from localcluster.layout import Layout
 from localcluster.registry import archive_transport, forget_old, holds, name_on_nodes
+from localcluster.report import Report
 
 
 def archive(path: Path, **files: object) -> Path:
@@ -84,3 +87,12 @@ def test_what_the_registry_holds_is_read_from_its_files(tmp_path: Path) -> None:
     link.write_text("sha256:abc")
     assert holds(layout, "trainer", "3")
     assert not holds(layout, "trainer", "4")
+
+
+def test_a_stranger_on_the_registrys_port_is_named_and_never_pushed_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "taken", lambda port, address: True)
+    monkeypatch.setattr(registry, "holder_of", lambda port: 1)
+    with pytest.raises(ClusterError, match=r"5001.*process 1\b"):
+        registry.require_port(Cluster(Layout(tmp_path), "local", {}, Report()))
