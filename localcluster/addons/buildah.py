@@ -1,9 +1,11 @@
 """Builds ordinary Containerfiles without a container engine: buildah on a base that mmdebstrap made.
 
 Every call of buildah runs in a mount namespace of its own, so that whatever it mounts is gone when it ends, however it
-ends. Certificates, name servers and the settings of pip and uv reach the build by mounts and are never written into an
-image. Wheels come from uv's cache on this machine if they are there; it is mounted at a place that no Containerfile
-touches, because a Containerfile that clears its own caches would clear this one.
+ends; and it ends when we are killed, so that the next build finds no other one in the store.
+
+Certificates, name servers and the settings of pip and uv reach the build by mounts and are never written into an image.
+Wheels come from uv's cache on this machine if they are there; it is mounted at a place that no Containerfile touches,
+because a Containerfile that clears its own caches would clear this one.
 """
 
 from __future__ import annotations
@@ -110,8 +112,9 @@ class Store:
 
     def command(self, *arguments: str) -> list[str]:
         return [
-            "unshare", "--mount", "--propagation", "private", "buildah", "--root", str(self.root),
-            "--runroot", str(self.scratch / "run"), "--storage-driver", "overlay", *arguments,
+            "setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private",
+            "buildah", "--root", str(self.root), "--runroot", str(self.scratch / "run"), "--storage-driver", "overlay",
+            *arguments,
         ]  # fmt: skip
 
     def run(self, *arguments: str, said: Callable[[str], None] | None = None) -> str:
