@@ -34,6 +34,7 @@ def ring(api: Api, path: str, bell: threading.Event) -> None:
                     break
                 if event.get("type") != "BOOKMARK":
                     bell.set()
+            time.sleep(0.2)
         except (OSError, ValueError, ApiError):
             time.sleep(1.0)
 
