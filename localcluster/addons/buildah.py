@@ -61,16 +61,15 @@ def call(command: Sequence[str], directory: Path = REPOSITORY, said: Callable[[s
         )
     except OSError as error:
         raise ClusterError(f"{command[0]} cannot be run ({error}); install it.") from None
-    if said is None:
-        out, last = process.communicate()
-    else:
-        lines: list[str] = []
-        assert process.stdout is not None  # PIPE, for the type checker
-        for line in process.stdout:
-            lines.append(line.rstrip())
-            said(line.rstrip())
-        process.wait()
-        out, last = "\n".join(lines), "\n".join(lines[-12:])
+    with process:
+        if said is None:
+            out, last = process.communicate()
+        else:
+            lines: list[str] = []
+            for line in process.stdout or ():
+                lines.append(line.rstrip())
+                said(lines[-1])
+            out, last = "\n".join(lines), "\n".join(lines[-12:])
     if process.returncode != 0:
         program = next((word for word in command if word in ("buildah", "mmdebstrap")), command[0])
         raise ClusterError(

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+
 from localcluster.addons.buildah import call
 from localcluster.addons.reconcile import run
 from localcluster.errors import ClusterError
@@ -25,6 +26,8 @@ class Source:
         self.over = threading.Event()
 
     def get(self, path: str) -> Object:
+        if self.over.is_set():
+            raise OSError
         return {"metadata": {"resourceVersion": "1"}, "items": []}
 
     def watch(self, path: str, version: str) -> Iterator[Object]:
@@ -32,7 +35,7 @@ class Source:
         if self.began == 1:
             yield from self.events
         self.over.wait(60)
-        raise SystemExit  # ends the thread that watches
+        raise OSError  # from now on its thread only sleeps
 
 
 def looks(source: Source, wanted: int, fails: int = 0) -> int:
@@ -69,7 +72,7 @@ def test_a_change_rings() -> None:
         assert change.wait(60)
         yield {"type": "MODIFIED"}
         source.over.wait(60)
-        raise SystemExit  # ends the thread that watches
+        raise OSError  # from now on its thread only sleeps
 
     source.watch = watch  # type: ignore[method-assign]
     seen = 0
