@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from localcluster.components import Cluster
 from localcluster.engine import choose_engine
 from localcluster.images import OPERATOR, last_built

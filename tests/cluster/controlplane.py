@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tests.cluster.apiserver import free_ports, program
 
 from kubeformer.cluster.credentials import find
 from kubeformer.cluster.transport import Transport, Unreachable
+from tests.cluster.apiserver import free_ports, program
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 120.0

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
-from tests.cluster.controlplane import SYSTEM, ControlPlane, eventually, running_control_plane
 
 from kubeformer.cluster.lease import LeaderLease, LeaseTimes
 from kubeformer.cluster.resources import LEASE
 from kubeformer.cluster.transport import Transport
+from tests.cluster.controlplane import SYSTEM, ControlPlane, eventually, running_control_plane
 
 TIMES = LeaseTimes(lease=4.0, renew_deadline=2.5, retry=0.2)
 

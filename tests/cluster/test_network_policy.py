@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from localcluster.kube import Object
 from tests.cluster.kubectl import SLEEP, CommandFailed, Kubectl, python_pod, wait_until
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from localcluster.components import Cluster
 from tests.cluster.kubectl import SLEEP, CommandFailed, Kubectl, python_pod
 

@@ -12,6 +12,11 @@ from typing import Any
 
 import aiohttp
 import pytest
+
+from kubeformer.app import operator as wiring
+from kubeformer.app.settings import Settings
+from kubeformer.cluster.resources import RESOURCES
+from kubeformer.cluster.transport import Transport
 from tests.cluster import toy
 from tests.cluster.controlplane import (
     OPERATOR,
@@ -24,11 +29,6 @@ from tests.cluster.controlplane import (
     training_job,
 )
 from tests.cluster.operatorprocess import PLANNERS, QUICK, OperatorProcess, logs, running_operator
-
-from kubeformer.app import operator as wiring
-from kubeformer.app.settings import Settings
-from kubeformer.cluster.resources import RESOURCES
-from kubeformer.cluster.transport import Transport
 
 MERGE = "application/merge-patch+json"
 QUIET_SECONDS = 15.0

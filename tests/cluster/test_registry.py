@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 
 import pytest
+
 from localcluster import oci
 from localcluster.base_images import build_pause
 from localcluster.binaries import architecture

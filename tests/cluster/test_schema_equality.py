@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from tests.cluster.apiserver import ApiServer, Client, running_api_server
-from tests.cluster.generated import Generator, text, without_empties
 
 from kubeformer.api.crd import KINDS, Kind, crd, root
 from kubeformer.api.rules import sentences
 from kubeformer.contract.names import API_VERSION, GROUP
+from tests.cluster.apiserver import ApiServer, Client, running_api_server
+from tests.cluster.generated import Generator, text, without_empties
 
 THREADS = 4
 OBJECTS = 2000  # of each kind

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from localcluster.components import Cluster
 from localcluster.kube import Object
 from tests.cluster.kubectl import CommandFailed, Kubectl, python_pod, wait_until

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.cluster.controlplane import ControlPlane, namespace, running_control_plane, training_job
 
 from kubeformer.cluster.resources import RESOURCES
 from kubeformer.cluster.transport import Transport
@@ -17,6 +16,7 @@ from kubeformer.cluster.writer import ClusterWriter, TokenBucket
 from kubeformer.control.ports import Primary, Refused, Why, Written
 from kubeformer.kit.plan import Delete
 from kubeformer.kit.view import Key
+from tests.cluster.controlplane import ControlPlane, namespace, running_control_plane, training_job
 
 LAB = "writer-lab"
 

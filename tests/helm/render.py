@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from localcluster.binaries import PARTS, folder_of
 from localcluster.layout import layout_from
 

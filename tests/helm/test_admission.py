@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from tests.cluster.apiserver import Client, running_api_server
 from tests.helm.render import NAMESPACE, Object, Rendered, render
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.helm.render import CHART, Object, RefusedError, Rendered, render, text
 
 from kubeformer.api.chart_values import ChartValues
 from kubeformer.api.crd import KINDS, crd
@@ -16,6 +15,7 @@ from kubeformer.app.operator import CHILDREN
 from kubeformer.app.settings import Settings
 from kubeformer.cluster.resources import RESOURCES
 from kubeformer.contract import names
+from tests.helm.render import CHART, Object, RefusedError, Rendered, render, text
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ what workers report. Their names, owners and labels are drawn from those that pl
 from typing import Any
 
 from hypothesis import strategies as st
-from tests.unit.world import NAMESPACE, START, World
 
 from kubeformer.contract import names
 from kubeformer.kit.view import Report
+from tests.unit.world import NAMESPACE, START, World
 
 Object = dict[str, Any]
 

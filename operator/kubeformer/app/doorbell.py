@@ -3,13 +3,15 @@
 The handlers are `on.event` alone, with group, version and plural, so kopf adds no finalizer, no annotation and no
 event to anybody's object. They hand the raw object to the loop's thread and return. kopf runs in a thread of its own,
 because it cancels every task of its event loop when it ends, and it does end: a watch error other than 410, or a list
-that fails for a minute, finishes it. Then it is started again. What it misses meanwhile, the audit finds.
+that keeps failing, finishes it. Then it is started again, but not before the API server's discovery names our kinds:
+kopf looks there once, and stays deaf to what it does not find. What it misses meanwhile, the audit finds; and an audit
+that had to mend something has kopf started anew.
 """
 
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import kopf
@@ -28,7 +30,7 @@ LONGEST_PAUSE_SECONDS = 30.0
 class Doorbell:
     """See the module's docstring. `after_restart` is called in the loop's thread when kopf may have missed something.
 
-    `jitter` returns a number in [0, 1), `monotonic` seconds.
+    `discovered` says whether the API server names our kinds; `jitter` returns a number in [0, 1), `monotonic` seconds.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Doorbell:
         namespaces: tuple[str, ...],
         jitter: Callable[[], float],
         monotonic: Callable[[], float],
+        discovered: Callable[[Iterable[str]], Awaitable[bool]],
         after_restart: Callable[[], None],
     ) -> None:
         self.restarts = 0
@@ -50,7 +53,9 @@ class Doorbell:
         self._namespaces = namespaces
         self._jitter = jitter
         self._monotonic = monotonic
+        self._discovered = discovered
         self._after_restart = after_restart
+        self._again = asyncio.Event()
         self._authorization: str | None = None
 
     async def run(self) -> None:
@@ -58,6 +63,7 @@ class Doorbell:
         failures = 0
         while True:
             started = self._monotonic()
+            await self._until_discovered()
             self._authorization = await self._credentials.authorization()
             await self._one_life()
             self.restarts += 1
@@ -67,40 +73,56 @@ class Doorbell:
             await asyncio.sleep(pause)
             self._after_restart()
 
+    def start_again(self) -> None:
+        """Ends the engine that runs, so that another takes its place."""
+        self._again.set()
+
+    async def _until_discovered(self) -> None:
+        while True:
+            if await self._discovered(resource.kind for resource in self._resources):
+                return
+            await asyncio.sleep(0.5 + 0.5 * self._jitter())
+
     async def _one_life(self) -> None:
         """Runs one engine in its own thread; returns when it has ended, ends it when cancelled."""
         loop = asyncio.get_running_loop()
-        stop, ready = threading.Event(), threading.Event()
         ended = asyncio.Event()
+        engine: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
-        def live() -> None:
+        async def live() -> None:
+            # kopf could be stopped by a threading.Event, too; but the thread in which it waits for one would keep
+            # asyncio.run from returning after kopf has ended by itself, and nobody would start it again.
+            stop = asyncio.Event()
+            engine.append((asyncio.get_running_loop(), stop))
+            asyncio.get_running_loop().set_exception_handler(_left_over)
+            await self._engine(loop, stop)
+
+        def thread() -> None:
             try:
-                asyncio.run(self._engine(loop, stop, ready))
+                asyncio.run(live())
             except Exception as error:
                 log.warning("kopf: %s: %s", type(error).__name__, error)
             finally:
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(ended.set)
+                _tell_loop(loop, ended.set)
 
         # A daemon, so that a watcher that will not end cannot keep the process from ending.
-        thread = threading.Thread(target=live, name="kopf", daemon=True)
-        thread.start()
+        threading.Thread(target=thread, name="kopf", daemon=True).start()
+        self._again.clear()
         self.running = True
+        waiters = [asyncio.create_task(event.wait()) for event in (ended, self._again)]
         try:
-            await ended.wait()
+            await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.running = False
-            stop.set()
+            for waiter in waiters:
+                waiter.cancel()
+            for engine_loop, stop in engine:
+                _tell_loop(engine_loop, stop.set)
 
-    async def _engine(self, loop: asyncio.AbstractEventLoop, stop: threading.Event, ready: threading.Event) -> None:
+    async def _engine(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
         where: dict[str, Any] = {"namespaces": self._namespaces} if self._namespaces else {"clusterwide": True}
         await kopf.operator(
-            registry=self._registry(loop),
-            settings=engine_settings(),
-            standalone=True,
-            stop_flag=stop,
-            ready_flag=ready,
-            **where,
+            registry=self._registry(loop), settings=engine_settings(), standalone=True, stop_flag=stop, **where
         )
 
     def _registry(self, loop: asyncio.AbstractEventLoop) -> kopf.OperatorRegistry:
@@ -133,7 +155,7 @@ class Doorbell:
     def _ring(self, kind: str, loop: asyncio.AbstractEventLoop) -> Callable[..., Any]:
         async def ring(event: Any, **_: Any) -> None:
             body, gone = event["object"], event["type"] == "DELETED"
-            loop.call_soon_threadsafe(self._tell, kind, body, gone)
+            _tell_loop(loop, lambda: self._tell(kind, body, gone))
 
         return ring
 
@@ -147,6 +169,19 @@ class Doorbell:
             log.exception("%s: what kopf told could not be taken in; the audit will find it", kind)
 
 
+def _tell_loop(loop: asyncio.AbstractEventLoop, what: Callable[[], None]) -> None:
+    """Has a function called in the thread of a loop, unless that has ended."""
+    try:
+        loop.call_soon_threadsafe(what)
+    except RuntimeError:
+        log.debug("the event loop has ended already")
+
+
+def _left_over(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What is left of a kopf that has ended; the exception that ended it is logged where it surfaces."""
+    log.debug("kopf: %s: %r", context.get("message"), context.get("exception"))
+
+
 def engine_settings() -> kopf.OperatorSettings:
     """kopf's settings under which it only watches."""
     settings = kopf.OperatorSettings()
@@ -157,5 +192,5 @@ def engine_settings() -> kopf.OperatorSettings:
     settings.watching.connect_timeout = 5
     settings.networking.connect_timeout = 5
     settings.networking.request_timeout = 30
-    settings.networking.error_backoffs = (0.5, 1, 2, 3, 5)
+    settings.networking.error_backoffs = (0.5, 1, 2)  # soon started again, with less delay than it would take
     return settings

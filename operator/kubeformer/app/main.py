@@ -40,7 +40,8 @@ def main(controllers: Controllers) -> int:
         datefmt="%Y-%m-%dT%H:%M:%S",
         stream=sys.stderr,
     )
-    logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLogger().level))
+    if settings.log_level != "debug":
+        logging.getLogger("kopf").setLevel(logging.CRITICAL)  # what ends it is logged by the doorbell, in one line
     try:
         return asyncio.run(_run(settings, controllers, os.environ))
     except CredentialsError as error:

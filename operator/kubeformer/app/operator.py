@@ -135,6 +135,7 @@ class Operator:
             namespaces=settings.namespaces,
             jitter=random.random,
             monotonic=time.monotonic,
+            discovered=self._reader.discovered,
             after_restart=self._audit_now.set,
         )
         self._reflectors = [
@@ -242,7 +243,8 @@ class Operator:
             child = self._children[turn % len(self._children)]  # reflectors are reliable: one kind at a time
             for kind in (*kinds, child):
                 try:
-                    await self._auditor.audit(kind)
+                    if await self._auditor.audit(kind) and kind in kinds:
+                        self._doorbell.start_again()
                 except ReadError as error:
                     log.warning("audit of %s: %s", kind, error)
 

@@ -60,6 +60,7 @@ class LeaderLease:
         self._renewed: float | None = None  # when this replica last took or renewed it
         self._record: tuple[str, str, str] | None = None  # what was last seen: holder, version, uid
         self._since = 0.0  # and since when
+        self._complained = False
 
     def leads(self) -> bool:
         """Whether this replica may write now."""
@@ -98,7 +99,7 @@ class LeaderLease:
                 self._took(answer, started)
                 return
             if not answer.ok:
-                log.warning("lease: %s", answer.message)
+                self._complain(answer.message)
                 return
             lease = answer.body
             holder = str(lease["spec"].get("holderIdentity") or "")
@@ -114,13 +115,20 @@ class LeaderLease:
             body = self._body(lease, holder if not mine else None)
             self._took(await self._transport.request("PUT", self._path, body=body, seconds=patience), started)
         except Unreachable as error:
-            log.warning("lease: %s", error)
+            self._complain(str(error))
+
+    def _complain(self, message: str | None) -> None:
+        """Logs the first of a row of failures; None ends the row."""
+        if message is not None and not self._complained:
+            log.warning("lease: %s", message)
+        self._complained = message is not None
 
     def _took(self, answer: Answer, started: float) -> None:
         if answer.ok:
             self._renewed = started  # counted from before the request was sent, to be on the safe side
+            self._complain(None)
         elif answer.status != 409:  # after a conflict the next look tells who holds it
-            log.warning("lease: %s", answer.message)
+            self._complain(answer.message)
 
     async def _create(self, patience: float) -> Answer:
         metadata = {"namespace": self._namespace, "name": self._name}

@@ -59,6 +59,21 @@ class LiveReader:
             found += [{"apiVersion": resource.api_version, "kind": kind, **item} for item in items]
         return found
 
+    async def discovered(self, kinds: Iterable[str]) -> bool:
+        """Whether the API server's discovery names all the kinds. It does so some time after it has started."""
+        try:
+            groups = await self._transport.get("/apis")
+            versions = {v["groupVersion"] for g in groups.body.get("groups") or () for v in g.get("versions") or ()}
+            for kind in kinds:
+                resource = RESOURCES[kind]
+                found = await self._transport.get(f"/apis/{resource.api_version}")
+                plurals = {r["name"] for r in found.body.get("resources") or ()}
+                if resource.api_version not in versions or resource.plural not in plurals:
+                    return False
+        except Unreachable:
+            return False
+        return True
+
     async def _list(self, path: str, selectors: Mapping[str, str], accept: str) -> tuple[list[Json], int]:
         items: list[Json] = []
         params = {"limit": str(PAGE), **selectors}

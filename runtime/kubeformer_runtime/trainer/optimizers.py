@@ -18,6 +18,7 @@ from kubeformer_runtime.trainer.flat import Flat
 BETAS = (0.9, 0.98)  # a shorter memory of squares than 0.999: steadier over a few thousand steps
 EPSILON = 1e-8
 MOMENTUM = 0.9
+PIECE_NUMBERS = 1 << 24
 
 
 class Optimizer(Protocol):
@@ -41,13 +42,17 @@ class AdamW:
     def step(self, number: int, learning_rate: float) -> None:
         """See Optimizer."""
         flat, (beta1, beta2) = self.flat, BETAS
-        self.mean_N.lerp_(flat.gradient_N, 1 - beta1)
-        self.square_N.mul_(beta2).addcmul_(flat.gradient_N, flat.gradient_N, value=1 - beta2)
-        # Both began at zero; the corrections take that out.
+        # Both moments began at zero; the corrections take that out.
         mean_correction, square_correction = 1 - beta1 ** (number + 1), 1 - beta2 ** (number + 1)
-        root_N = self.square_N.sqrt().div_(math.sqrt(square_correction)).add_(EPSILON)
         flat.decaying_value_D.mul_(1 - learning_rate * self.weight_decay)
-        flat.value_N.addcdiv_(self.mean_N, root_N, value=-learning_rate / mean_correction)
+        # Piece by piece, so that `root` is never a fifth vector of the whole model's size.
+        vectors = (flat.value_N, flat.gradient_N, self.mean_N, self.square_N)
+        pieces = (torch.split(vector, PIECE_NUMBERS) for vector in vectors)
+        for value, gradient, mean, square in zip(*pieces, strict=True):
+            mean.lerp_(gradient, 1 - beta1)
+            square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            root = square.sqrt().div_(math.sqrt(square_correction)).add_(EPSILON)
+            value.addcdiv_(mean, root, value=-learning_rate / mean_correction)
 
 
 class SGD:

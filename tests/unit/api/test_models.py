@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
-from tests.unit.api.builders import deployment, job, job_body
 
 from kubeformer.api.common import significant
 from kubeformer.api.model_deployment import ModelDeployment
@@ -17,6 +16,7 @@ from kubeformer.api.rules import sentences
 from kubeformer.api.training_job import TrainingJob
 from kubeformer.api.training_status import TrainingJobStatus
 from kubeformer.contract.names import API_VERSION, RESERVED_ENV_NAMES, RESERVED_ENV_PREFIXES
+from tests.unit.api.builders import deployment, job, job_body
 
 
 def refusal(body: Any, model: type[TrainingJob] | type[ModelDeployment] = TrainingJob) -> list[str]:

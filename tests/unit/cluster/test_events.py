@@ -4,12 +4,12 @@ import asyncio
 from typing import Any
 
 from aiohttp import web
-from tests.unit.cluster.fakes import serving, status
 
 from kubeformer.cluster.events import BUDGET, EventRecorder
 from kubeformer.control.ports import Primary
 from kubeformer.kit.plan import Event
 from kubeformer.kit.view import Key
+from tests.unit.cluster.fakes import serving, status
 
 JOB = Primary(Key("TrainingJob", "lab", "spam"), "kubeformer.dev/v1alpha1", "u1", "7")
 

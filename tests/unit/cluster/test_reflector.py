@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
-from tests.unit.cluster.fakes import pod, pods, serving, status
 
 from kubeformer.cluster.reflector import Reflector
 from kubeformer.cluster.resources import RESOURCES
@@ -16,6 +15,7 @@ from kubeformer.control.gate import Gate
 from kubeformer.control.news import News
 from kubeformer.control.queue import WorkQueue
 from kubeformer.control.store import Store
+from tests.unit.cluster.fakes import pod, pods, serving, status
 
 Script = list[Any]
 DEADLINE_SECONDS = 60.0

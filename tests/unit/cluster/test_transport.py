@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 from aiohttp import web
-from tests.unit.cluster.fakes import serving, status
 
 from kubeformer.cluster.transport import Answer, Unreachable
+from tests.unit.cluster.fakes import serving, status
 
 
 async def test_a_failure_status_is_an_answer_with_reason_message_and_the_time_to_wait() -> None:

@@ -7,13 +7,13 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.cluster.fakes import serving, status
 
 from kubeformer.cluster.resources import RESOURCES
 from kubeformer.cluster.writer import ClusterWriter, TokenBucket
 from kubeformer.control.ports import Primary, Refused, Why, Written
 from kubeformer.kit.plan import Delete
 from kubeformer.kit.view import Key
+from tests.unit.cluster.fakes import serving, status
 
 BOX = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"namespace": "lab", "name": "box"}, "data": {"a": "1"}}
 JOB = Primary(Key("TrainingJob", "lab", "spam"), "kubeformer.dev/v1alpha1", "u1", "7")

@@ -1,11 +1,11 @@
 """Wherever the operator dies, and whichever write goes wrong, the next look mends it: same end, nothing made twice."""
 
 import pytest
-from tests.unit.control.fakes import START, Death, FakeCluster, Fault, Process, child, toy
 
 from kubeformer.control.worker import Controller
 from kubeformer.kit.plan import Apply, Delete, Event, Plan
 from kubeformer.kit.view import Key, View
+from tests.unit.control.fakes import START, Death, FakeCluster, Fault, Process, child, toy
 
 TOY = Key("Toy", "lab", "bear")
 FINALIZER = "toys.example/tidy"

@@ -6,7 +6,6 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.control.fakes import START, FakeCluster, Process, child, toy
 
 from kubeformer.control.gate import Gate, Overdue, Wait
 from kubeformer.control.store import Store
@@ -14,6 +13,7 @@ from kubeformer.control.worker import Controller
 from kubeformer.kit.child import project
 from kubeformer.kit.plan import Apply, Delete, Plan
 from kubeformer.kit.view import Key, View
+from tests.unit.control.fakes import START, FakeCluster, Process, child, toy
 
 TOY, BOX = Key("Toy", "lab", "bear"), Key("ConfigMap", "lab", "box")
 

@@ -4,7 +4,6 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.control.fakes import LABEL, START, FakeCluster, Process, toy
 
 from kubeformer.control.audit import Auditor, differences
 from kubeformer.control.dependencies import Dependencies
@@ -14,6 +13,7 @@ from kubeformer.control.worker import Controller
 from kubeformer.kit.child import project
 from kubeformer.kit.plan import Plan
 from kubeformer.kit.view import Key
+from tests.unit.control.fakes import LABEL, START, FakeCluster, Process, toy
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-9, 9) | st.text(max_size=3),

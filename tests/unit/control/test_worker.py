@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from tests.unit.control.fakes import START, FakeCluster, Process, child, toy
-
 from kubeformer.control.ports import Refused, Why
 from kubeformer.control.worker import Controller
 from kubeformer.kit.plan import Apply, Event, Plan
 from kubeformer.kit.view import Key, View
+from tests.unit.control.fakes import START, FakeCluster, Process, child, toy
 
 TOY = Key("Toy", "lab", "bear")
 

@@ -5,13 +5,13 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.data.builders import no_beat
 
 from kubeformer.contract.job import Prepare
 from kubeformer.contract.names import Reason
 from kubeformer_runtime.data.clean import CleanRow, CleanRows, Normalize, clean_rows, clean_text
 from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.data.read import BadRow, Place, RawRow
+from tests.unit.data.builders import no_beat
 
 
 def rows(*values: object) -> list[RawRow | BadRow]:

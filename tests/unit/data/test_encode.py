@@ -3,13 +3,13 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.data.builders import mails, no_beat
 
 from kubeformer_runtime.data.batch import classification_batch, language_model_batch
 from kubeformer_runtime.data.clean import CleanRow
 from kubeformer_runtime.data.encode import encode_classification, encode_language_model, pack
 from kubeformer_runtime.data.prepared import IGNORE
 from kubeformer_runtime.data.tokenizer import TextTokenizer
+from tests.unit.data.builders import mails, no_beat
 
 ROWS = [CleanRow(mail["text"], mail["label"]) for mail in mails(20)]
 TOKENIZER = TextTokenizer.train([row.text for row in ROWS], 300)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.unit.data.builders import LanguageModel, mails, no_beat, settings, write_jsonl
 
 from kubeformer.contract.names import Reason
 from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.data.prepare import prepare, prepare_here
 from kubeformer_runtime.data.prepared import Prepared, PreparedClassification, PreparedLanguageModel
+from tests.unit.data.builders import LanguageModel, mails, no_beat, settings, write_jsonl
 
 
 def classification(prepared: Prepared) -> PreparedClassification:

@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.unit.data.builders import location
 
 from kubeformer.contract.base import Location
 from kubeformer.contract.names import Reason
 from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.data.read import BadRow, RawRow, find_files, read_rows, shown
+from tests.unit.data.builders import location
 
 
 def fields(path: Path) -> list[dict[str, object]]:

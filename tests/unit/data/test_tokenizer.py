@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.data.builders import mails
 
 from kubeformer.contract.names import Reason
 from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.data.tokenizer import TextTokenizer
+from tests.unit.data.builders import mails
 
 TEXTS = [mail["text"] for mail in mails(60)]
 TOKENIZER = TextTokenizer.train(TEXTS, 320, frame_end=True)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.launcher.builders import Site, Worker, eventually
 
 from kubeformer.contract.progress import Progress
+from tests.unit.launcher.builders import Site, Worker, eventually
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
 from localcluster import binaries
 from localcluster.binaries import KUBERNETES, MODULES, PARTS, build_command, expected_digest, from_machine, from_release
 from localcluster.errors import ClusterError

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from localcluster import cgroups
 from localcluster.cgroups import Hierarchy, children_first, parse_mounts, processes, remove
 

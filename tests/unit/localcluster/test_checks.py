@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from localcluster import checks
 from localcluster.errors import ClusterError
 from localcluster.processes import processes_of

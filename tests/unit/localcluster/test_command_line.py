@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from localcluster import verbs
 from localcluster.__main__ import main
 from localcluster.components import REPOSITORY

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from localcluster.engine import choose_engine, container_engine, engine_answers
 from localcluster.errors import ClusterError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from localcluster.addons.buildah import pip_settings, step_title, uv_settings
 from localcluster.components import REPOSITORY, Cluster
 from localcluster.errors import ClusterError

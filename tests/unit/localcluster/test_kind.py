@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from localcluster.components import REPOSITORY
 from localcluster.errors import ClusterError
 from localcluster.kind import config_text

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from localcluster.errors import ClusterError
 from localcluster.kube import Api, ApiError, object_path
 

@@ -6,6 +6,7 @@ import ipaddress
 from pathlib import Path
 
 import pytest
+
 from localcluster.errors import ClusterError
 from localcluster.layout import LONGEST_CACHE_PATH, POD_RANGE, layout_from
 

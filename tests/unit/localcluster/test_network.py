@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from localcluster import network
 from localcluster.errors import ClusterError
 from localcluster.layout import Layout

@@ -11,6 +11,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from localcluster.addons.network_policy import ruleset
 
 Object = dict[str, Any]

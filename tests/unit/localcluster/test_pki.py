@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from localcluster import pki
 from localcluster.errors import ClusterError
 from localcluster.kube import Api

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from localcluster import processes as module
 from localcluster.components import Command
 from localcluster.layout import Layout
@@ -103,7 +104,8 @@ def test_a_stranger_with_a_recorded_pid_is_not_ours_and_survives_a_stop(processe
     with subprocess.Popen(["sleep", "1000"]) as stranger:
         try:
             record = processes.start("a", SLEEP)
-            stolen = dataclasses.replace(record, pid=stranger.pid)  # as if the number had been given away meanwhile
+            # As if the number had been given away meanwhile; both may have started in the same hundredth.
+            stolen = dataclasses.replace(record, pid=stranger.pid, start=record.start - 1000)
             (processes.records / "a.json").write_text(json.dumps(dataclasses.asdict(stolen)))
             assert processes.alive("a") is None
             processes.stop("a", 1)

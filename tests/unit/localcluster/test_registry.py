@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+
 from localcluster import registry
 from localcluster.components import Cluster
 from localcluster.errors import ClusterError

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from localcluster.components import REPOSITORY, Command
 from localcluster.layout import Layout
 from localcluster.processes import Processes, end_all, processes_of

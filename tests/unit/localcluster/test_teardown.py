@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from localcluster import teardown
 from localcluster.components import Cluster, Command, Component, Stage
 from localcluster.errors import ClusterError

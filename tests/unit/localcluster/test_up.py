@@ -6,6 +6,7 @@ import fcntl
 from pathlib import Path
 
 import pytest
+
 from localcluster import up
 from localcluster.components import EXTENSIONS, Cluster, Component, Stage, load_extensions
 from localcluster.errors import ClusterError

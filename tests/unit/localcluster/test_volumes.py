@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from localcluster.kube import ApiError, object_path
 from localcluster.volumes import CLAIMS, PROVISIONER, STORAGE_CLASS, VOLUMES, folder_name, look, storage_class
 

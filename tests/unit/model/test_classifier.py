@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.model.builders import classifier_config, random_classifier, random_tokens
 
 from kubeformer_runtime.model import ModelError, load
 from kubeformer_runtime.model.classifier import pool
 from kubeformer_runtime.model.config import ClassifierConfig
 from kubeformer_runtime.model.weights import save
+from tests.unit.model.builders import classifier_config, random_classifier, random_tokens
 
 KINDS = {
     "ReLU": {"activation": "ReLU"},

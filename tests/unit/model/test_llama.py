@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.unit.model.builders import llama_config, random_llama, random_tokens
 from transformers import LlamaConfig as TheirConfig
 from transformers import LlamaForCausalLM
 
 from kubeformer_runtime.model import ModelError, load, read_config
 from kubeformer_runtime.model.config import RopeScaling
 from kubeformer_runtime.model.weights import save
+from tests.unit.model.builders import llama_config, random_llama, random_tokens
 
 KINDS = {
     "plain": {"tied_embeddings": False, "key_value_heads": 6},

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from tests.unit.world import NAMESPACE, World, claim, node
-
 from kubeformer import serving
 from kubeformer.kit.view import Key
+from tests.unit.world import NAMESPACE, World, claim, node
 
 Object = dict[str, Any]
 KEY = Key("ModelDeployment", NAMESPACE, "spam")

@@ -5,14 +5,14 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.unit import disorder
-from tests.unit.disorder import JSON, children, disorderly_world, mixed
-from tests.unit.serving.builders import KEY, model_deployment, trained
-from tests.unit.world import World
 
 from kubeformer import serving
 from kubeformer.api.conditions import DeploymentCondition, DeploymentReason
 from kubeformer.api.model_deployment import ModelDeployment
+from tests.unit import disorder
+from tests.unit.disorder import JSON, children, disorderly_world, mixed
+from tests.unit.serving.builders import KEY, model_deployment, trained
+from tests.unit.world import World
 
 Object = dict[str, Any]
 UID = "primary-uid"

@@ -3,6 +3,13 @@
 from typing import Any
 
 import pytest
+
+from kubeformer import serving
+from kubeformer.api.model_deployment import ModelDeployment
+from kubeformer.contract import names
+from kubeformer.contract.server import ServerSettings
+from kubeformer.kit.plan import Delete
+from kubeformer.kit.view import Key
 from tests.unit.restricted import violations
 from tests.unit.serving.builders import (
     DEPLOYMENT,
@@ -15,13 +22,6 @@ from tests.unit.serving.builders import (
     world,
 )
 from tests.unit.world import NAMESPACE, World, claim, condition, node
-
-from kubeformer import serving
-from kubeformer.api.model_deployment import ModelDeployment
-from kubeformer.contract import names
-from kubeformer.contract.server import ServerSettings
-from kubeformer.kit.plan import Delete
-from kubeformer.kit.view import Key
 
 JOB = Key("TrainingJob", NAMESPACE, "spam")
 

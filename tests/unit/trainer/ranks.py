@@ -13,9 +13,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from tests.unit.trainer.builders import train
-
 from kubeformer.contract.job import JobSettings
+from tests.unit.trainer.builders import train
 
 
 def rank(run: dict[str, Any], number: int, port: int) -> int:

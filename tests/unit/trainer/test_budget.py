@@ -2,9 +2,9 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.model.builders import classifier_config, llama_config
 
 from kubeformer_runtime.trainer.budget import rows_per_pass
+from tests.unit.model.builders import classifier_config, llama_config
 
 GIB = 1 << 30
 

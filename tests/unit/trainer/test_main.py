@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.unit.trainer.builders import checkpoints, job
-
 from kubeformer.contract.progress import Progress
+from tests.unit.trainer.builders import checkpoints, job
 
 DEADLINE_SECONDS = 120  # far more than it takes, also on a busy machine
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.trainer.builders import checkpoints, job, published, same_bits
 
 from kubeformer.contract.job import JobSettings
+from tests.unit.trainer.builders import checkpoints, job, published, same_bits
 
 DEADLINE_SECONDS = 300  # far more than it takes, also on a busy machine
 

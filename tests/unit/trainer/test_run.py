@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.trainer.builders import checkpoints, job, location, published, same_bits, train, write_rows
 
 from kubeformer.contract.base import Location
 from kubeformer.contract.job import EarlyStopping, JobSettings
@@ -14,6 +13,7 @@ from kubeformer.contract.names import ExitCode
 from kubeformer_runtime.model import load
 from kubeformer_runtime.model.digest import digest
 from kubeformer_runtime.trainer import run as run_module
+from tests.unit.trainer.builders import checkpoints, job, location, published, same_bits, train, write_rows
 
 KINDS = pytest.mark.parametrize("task", ["TextClassification", "LanguageModel"])
 

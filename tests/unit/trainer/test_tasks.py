@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.model.builders import classifier_config, llama_config, random_classifier, random_llama
 from torch.nn import functional as F
 
 from kubeformer.contract.job import Training
@@ -29,6 +28,7 @@ from kubeformer_runtime.trainer.tasks import (
     evaluation_shares,
     passes,
 )
+from tests.unit.model.builders import classifier_config, llama_config, random_classifier, random_llama
 
 ROWS = 23
 

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from tests.unit.world import NAMESPACE, START, World, claim, node
-
 from kubeformer import training
 from kubeformer.contract.progress import Artifact, CheckpointRecord, Epoch, Progress
 from kubeformer.kit.view import Key
+from tests.unit.world import NAMESPACE, START, World, claim, node
 
 Object = dict[str, Any]
 KEY = Key("TrainingJob", NAMESPACE, "spam")

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from tests.unit.restricted import violations
-from tests.unit.training.builders import JOB, KEY, world
-from tests.unit.world import NAMESPACE, World, config_map, node
-
 from kubeformer import training
 from kubeformer.contract import names
 from kubeformer.contract.job import JobSettings
 from kubeformer.kit.view import Key
+from tests.unit.restricted import violations
+from tests.unit.training.builders import JOB, KEY, world
+from tests.unit.world import NAMESPACE, World, config_map, node
 
 
 def made(w: World) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from tests.unit.training.builders import JOB, KEY, training_job, world
-from tests.unit.world import NAMESPACE, World, claim, condition, config_map, node
 
 from kubeformer import training
 from kubeformer.kit.view import Key
+from tests.unit.training.builders import JOB, KEY, training_job, world
+from tests.unit.world import NAMESPACE, World, claim, condition, config_map, node
 
 
 def verdict(w: World, kind: str = "Valid") -> tuple[str, str, str]:

@@ -5,14 +5,14 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.unit import disorder
-from tests.unit.disorder import JSON, children, disorderly_world, mixed
-from tests.unit.training.builders import KEY, training_job
-from tests.unit.world import World
 
 from kubeformer import training
 from kubeformer.api.conditions import JobCondition, JobReason
 from kubeformer.api.training_job import TrainingJob
+from tests.unit import disorder
+from tests.unit.disorder import JSON, children, disorderly_world, mixed
+from tests.unit.training.builders import KEY, training_job
+from tests.unit.world import World
 
 Object = dict[str, Any]
 UID = "primary-uid"

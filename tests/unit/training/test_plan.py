@@ -3,6 +3,12 @@
 from typing import Any
 
 import pytest
+
+from kubeformer import training
+from kubeformer.api.training_job import TrainingJob
+from kubeformer.contract.job import JobSettings
+from kubeformer.kit.plan import Apply, Delete
+from kubeformer.kit.view import Key
 from tests.unit.training.builders import (
     JOB,
     KEY,
@@ -16,12 +22,6 @@ from tests.unit.training.builders import (
     world,
 )
 from tests.unit.world import NAMESPACE, START, World, condition
-
-from kubeformer import training
-from kubeformer.api.training_job import TrainingJob
-from kubeformer.contract.job import JobSettings
-from kubeformer.kit.plan import Apply, Delete
-from kubeformer.kit.view import Key
 
 
 def status(w: World) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Deleting a TrainingJob takes everything along but its published model, and is never held up for ever."""
 
 import pytest
-from tests.unit.training.builders import JOB, KEY, running, succeed, world
-from tests.unit.world import NAMESPACE, START, World
 
 from kubeformer import training
 from kubeformer.kit.view import Key
+from tests.unit.training.builders import JOB, KEY, running, succeed, world
+from tests.unit.world import NAMESPACE, START, World
 
 CLEANUP = Key("Job", NAMESPACE, "spam-cleanup")
 STORAGE = Key("PersistentVolumeClaim", NAMESPACE, "kubeformer")
