@@ -46,7 +46,9 @@ def _writes(log: Path, begin: int) -> Iterator[dict[str, Any]]:
     """What the control plane has written since the log had `begin` bytes; a log that was rotated is read whole."""
     with log.open("rb") as file:
         file.seek(begin if log.stat().st_size >= begin else 0)
-        for line in file:
+        for line in file.read().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                continue  # still being written
             entry: dict[str, Any] = json.loads(line)
             if entry["user"].get("username", "").startswith(f"system:serviceaccount:{SYSTEM}:"):
                 yield entry
