@@ -136,8 +136,8 @@ def patiently(call: Callable[[], Any], what: str, seconds: float = DEADLINE) -> 
 
 _AWAY = re.compile(
     "refused|timed? ?out|timeout|unable to connect|reset|EOF|etcd|unavailable|unable to handle|too many requests"
-    "|deadline|leader|forbidden: User.*cannot|could not find the requested|doesn't have a resource type|not (yet )?ready"
-    "|connection lost|rpc error|internal ?error|no matches for kind",
+    "|deadline|leader|forbidden: User.*cannot|could not find the requested|doesn't have a resource type"
+    "|not (yet )?ready|connection lost|rpc error|internal ?error|no matches for kind",
     re.IGNORECASE,
 )
 """kubectl's words for an API server that is away or has just come back (its RBAC and discovery come a moment later)."""
