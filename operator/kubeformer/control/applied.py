@@ -14,6 +14,8 @@ from kubeformer.control.store import Store
 from kubeformer.kit.child import Child, Json, project
 from kubeformer.kit.view import Key
 
+TIDY_AT_LEAST = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class _Memory:
@@ -29,6 +31,7 @@ class Applied:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._memories: dict[Key, _Memory] = {}
+        self._tidy_at = TIDY_AT_LEAST
 
     def needless(self, key: Key, body: Json) -> bool:
         """Whether applying the body would change nothing, as far as the store knows."""
@@ -44,10 +47,17 @@ class Applied:
         """The body was applied, and the API server answered with the whole object."""
         child = project(key.kind, answer)
         self._memories[key] = _Memory(digest(body), child.meta.uid, child.meta.resource_version, _essence(child))
+        if len(self._memories) >= self._tidy_at:
+            self._tidy()
 
     def forget(self, key: Key) -> None:
         """The object is gone."""
         self._memories.pop(key, None)
+
+    def _tidy(self) -> None:
+        """Drops what is gone with its owner. At worst something just made is forgotten and applied once more."""
+        self._memories = {k: m for k, m in self._memories.items() if self._store.identity(k) is not None}
+        self._tidy_at = max(TIDY_AT_LEAST, 2 * len(self._memories))
 
 
 def _essence(child: Child) -> bytes:

@@ -5,10 +5,12 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kubeformer.control.applied import TIDY_AT_LEAST, Applied
 from kubeformer.control.audit import Auditor, differences
 from kubeformer.control.dependencies import Dependencies
 from kubeformer.control.ports import Identity, NoMeter
 from kubeformer.control.sameness import same
+from kubeformer.control.store import Store
 from kubeformer.control.worker import Controller
 from kubeformer.kit.child import project
 from kubeformer.kit.plan import Plan
@@ -58,6 +60,15 @@ def test_a_dependency_without_a_name_stands_for_every_object_of_the_kind() -> No
     dependencies.note(bear, [])
     assert dependencies.of_child(pod("whatever")) == set()
     assert dependencies.of_primary(duck) == {duck}
+
+
+def test_what_was_applied_to_objects_that_are_gone_is_forgotten() -> None:
+    store = Store()
+    applied = Applied(store)
+    for n in range(5 * TIDY_AT_LEAST):
+        metadata = {"namespace": "lab", "name": f"box-{n}", "uid": f"u{n}", "resourceVersion": "5"}
+        applied.note(Key("ConfigMap", "lab", f"box-{n}"), {"n": n}, {"metadata": metadata})
+    assert len(applied._memories) <= TIDY_AT_LEAST
 
 
 VERSIONS = st.dictionaries(st.sampled_from("abcd"), st.integers(1, 20), max_size=4)
