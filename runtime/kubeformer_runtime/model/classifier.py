@@ -65,7 +65,7 @@ class Classifier(nn.Module):
         t = token_BT.shape[1]
         position_T = torch.arange(t, device=token_BT.device)
         here_BT = position_T < length_B.clamp(min=1)[:, None]
-        x_BTD = self.embed_tokens(token_BT)
+        x_BTD = self.embed_tokens(self._with_words_missing(token_BT))
         rope = None
         if self.embed_positions is not None:
             x_BTD = x_BTD + self.embed_positions(position_T)
@@ -76,6 +76,13 @@ class Classifier(nn.Module):
             x_BTD = layer(x_BTD, rope, here_BT[:, None, None, :])
         logit_BC: Tensor = self.head(F.dropout(pool(self.norm(x_BTD), here_BT), self.config.dropout, self.training))
         return logit_BC
+
+    def _with_words_missing(self, token_BT: Tensor) -> Tensor:
+        """While training, replaces tokens by padding at the rate of dropout, so that no single word decides alone."""
+        if not self.training or self.config.dropout == 0:
+            return token_BT
+        missing_BT = torch.rand(token_BT.shape, device=token_BT.device) < self.config.dropout
+        return token_BT.masked_fill(missing_BT, self.config.pad_token_id)
 
 
 def pool(x_BTD: Tensor, here_BT: Tensor) -> Tensor:

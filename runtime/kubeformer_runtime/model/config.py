@@ -156,7 +156,7 @@ class ClassifierConfig:
     activation: Activation = "GELU"
     positions: Positions = "Rotary"
     rope_theta: float = 10000.0
-    dropout: float = 0.1  # used in training only
+    dropout: float = 0.1  # used in training only: of tokens, embeddings and branches
     norm_epsilon: float = 1e-5
     pad_token_id: int = 0
     initializer_range: float = 0.02

@@ -101,3 +101,14 @@ def test_a_gap_between_labels_is_named() -> None:
     document = classifier_config().to_json() | {"id2label": {"0": "ham", "2": "spam"}}
     with pytest.raises(ModelError, match="no entry for class '1'"):
         ClassifierConfig.from_json(document)
+
+
+def test_dropout_leaves_out_tokens_branches_and_features_in_training_alone() -> None:
+    config = classifier_config(dropout=0.5)
+    model, token_BT, length_B = random_classifier(config), random_tokens(config, rows=1, length=16), torch.tensor([16])
+    with torch.no_grad():
+        assert torch.equal(model(token_BT, length_B), model(token_BT, length_B))
+        model.train()
+        assert not torch.allclose(model(token_BT, length_B), model(token_BT, length_B))
+        without = random_classifier(classifier_config(dropout=0.0))
+        assert torch.equal(without.train()(token_BT, length_B), without.eval()(token_BT, length_B))
