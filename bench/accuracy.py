@@ -67,6 +67,9 @@ class Peer:
 def settings(seed: int, files: SpamFiles, directory: Path) -> JobSettings:
     """What the operator would tell the example's worker, with this machine's paths and this seed."""
     document = yaml.safe_load((ROOT / "examples/spam-filter/training-job.yaml").read_text())
+    training = document["spec"]["training"]
+    if "learningRate" in training:  # YAML 1.1, which PyYAML reads, takes 5e-4 for text; Kubernetes does not
+        training["learningRate"] = float(training["learningRate"])
     spec = TrainingJobSpec.model_validate(document["spec"])
     seen = SimpleNamespace(name="accuracy", key=SimpleNamespace(namespace="bench"), meta=SimpleNamespace(uid=str(seed)))
     job = settings_document(spec, {}, cast(Observed, seen))
