@@ -189,7 +189,7 @@ class Data(Model):
     """Where rows come from, and what is done to them."""
 
     uri: DataUri
-    """Rows: JSON Lines, CSV or plain text (a row a line), by suffix, gzip or not; globs work, as in pvc://mail/spam-*.jsonl."""
+    """Rows: JSON Lines, CSV or plain text (a row a paragraph), by suffix, gzip or not; globs work, as in pvc://mail/spam-*.jsonl."""
 
     prepare: Prepare = Prepare()
     """Cleaning, before data is split."""
