@@ -1,10 +1,14 @@
 """Durable writes: a file or directory is either there in full, also after a power cut, or not at all."""
 
+import glob
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_LEFTOVER = re.compile(r"[0-9]+\.(incomplete|replaced)")
 
 
 def sync_file(path: Path) -> None:
@@ -52,11 +56,14 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
     With `replace` an existing directory of that name is moved away first and removed afterwards; there is
     no moment in which a reader finds half of either, but a short one in which it finds none. Without
-    `replace`, FileExistsError where the name is taken.
+    `replace`, FileExistsError where the name is taken. A name has one writer at a time: what an earlier one
+    left, killed half-way, is cleared.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if _LEFTOVER.fullmatch(leftover.name.removeprefix(f".{path.name}.")):
+            shutil.rmtree(leftover, ignore_errors=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
@@ -68,7 +75,6 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
             if not replace:
                 raise FileExistsError(f"{path} exists")
             old = path.with_name(f".{path.name}.{os.getpid()}.replaced")
-            shutil.rmtree(old, ignore_errors=True)
             os.rename(path, old)
             os.rename(temporary, path)
             shutil.rmtree(old, ignore_errors=True)

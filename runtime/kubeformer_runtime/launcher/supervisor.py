@@ -77,6 +77,14 @@ class Ears:
                 break
         return lines
 
+    def close(self) -> None:
+        """Stop listening."""
+        for connection in self._buffers:
+            connection.close()
+        self._buffers.clear()
+        self._listener.close()
+        self._selector.close()
+
     def _read(self, connection: socket.socket) -> list[bytes]:
         buffer = self._buffers[connection]
         try:
