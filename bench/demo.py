@@ -1,4 +1,4 @@
-"""How long `make demo` takes, from nothing to a chat answer: `make bench NAME=demo`. It takes the local cluster down first.
+"""How long `make demo` takes, from nothing to a chat answer: `make bench NAME=demo`. The local cluster goes down first.
 
     (no PART)    caches warm, cluster down, no objects: binaries, images and packages are there, everything else is made
     PART=bare    a clone of HEAD with every cache empty: what a person waits for on a new machine, downloads included
