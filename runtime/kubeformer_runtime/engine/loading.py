@@ -4,16 +4,17 @@
 ModelError, whose reason and message are for the owner of the deployment.
 """
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from kubeformer.contract.names import Reason
+from kubeformer.contract.names import MODEL_CARD, Reason
 from kubeformer.contract.server import ServerSettings
+from kubeformer_runtime.data.clean import Normalize, clean_text
 from kubeformer_runtime.engine.classification import probabilities
 from kubeformer_runtime.engine.core import EngineCore, Request
 from kubeformer_runtime.engine.llama_runner import LlamaRunner
@@ -49,9 +50,15 @@ class ClassifierModel:
 
     model: Classifier
     tokenizer: EngineTokenizer
+    normalize: Normalize  # how texts were cleaned before training, and so have to be before answering
     max_model_len: int
     dtype: torch.dtype
     digest: str | None
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids as in training: cleaned, cut, and framed by the tokenizer's <bos> and <eos>."""
+        cleaned = [clean_text(text, self.normalize) for text in texts]
+        return self.tokenizer.encode_framed(cleaned, self.max_model_len)
 
 
 def load_engine(settings: ServerSettings, *, threads: int | None = None) -> LanguageModel | ClassifierModel:
@@ -170,9 +177,26 @@ def _classifier(
             f"engine.maxModelLength is {settings.max_model_length}, but this model was made for {most} tokens"
         )
     probabilities(model, [[0] * most, [0]], parameter.device)
-    return ClassifierModel(model, tokenizer, settings.max_model_length or most, parameter.dtype, found)
+    return ClassifierModel(
+        model=model,
+        tokenizer=tokenizer,
+        normalize=_normalize(loaded.directory),
+        max_model_len=settings.max_model_length or most,
+        dtype=parameter.dtype,
+        digest=found,
+    )
 
 
-def describe(error: ModelError) -> str:
-    """The termination message: reason and message as JSON, within what Kubernetes keeps."""
-    return json.dumps({"reason": error.reason, "message": str(error)[:2000]})
+def _normalize(directory: Path) -> Normalize:
+    """How training cleaned its texts, as kubeformer.json tells; models from elsewhere get texts as they are."""
+    if not (directory / MODEL_CARD).is_file():
+        return "None"
+    value: Any = read_json(directory / MODEL_CARD)
+    for name in ("settings", "data", "prepare", "normalize"):
+        value = value.get(name) if isinstance(value, dict) else None
+    if value is None:
+        return "None"
+    if value not in get_args(Normalize):
+        raise ModelError(f"{MODEL_CARD}: normalize is {value!r}; known are {', '.join(get_args(Normalize))}")
+    known: Normalize = value
+    return known

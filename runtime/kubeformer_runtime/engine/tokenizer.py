@@ -74,6 +74,21 @@ class EngineTokenizer:
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
 
+    def encode_framed(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        """<bos> text <eos>, the text cut so that at most `max_length` ids remain: as a classifier was trained on it.
+
+        The frame follows tokenizer_config.json, as in training (data/tokenizer.py), and not tokenizer.json, which
+        may have none.
+        """
+        before, after = self._special("bos_token"), self._special("eos_token")
+        room = max(1, max_length - len(before) - len(after))
+        return [[*before, *ids[:room], *after] for ids in self.encode_batch(texts, add_special_tokens=False)]
+
+    def _special(self, name: str) -> list[int]:
+        token = self.special_tokens.get(name)
+        number: int | None = self.tokenizer.token_to_id(token) if token else None
+        return [] if number is None else [number]
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD."""
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)

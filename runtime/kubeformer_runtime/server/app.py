@@ -125,10 +125,10 @@ async def classify(request: web.Request) -> web.StreamResponse:
     with serving.request():
         body = await parse(request, ClassifyRequest)
         labeller, name = serving.need_labeller(), serving.check_model(body.model)
-        texts = labeller.model.tokenizer.encode_batch(body.texts, add_special_tokens=False)
+        texts = labeller.model.encode(body.texts)
         began = serving.clock()
         answers = await labeller.engine.classify(texts)
-        read = sum(min(len(tokens), labeller.engine.max_length) for tokens in texts)
+        read = sum(len(tokens) for tokens in texts)
         serving.metrics.classified(len(texts), read, serving.clock() - began)
         data = []
         for index, probabilities in enumerate(answers):
