@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from kubeformer.contract.names import Reason
 from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.data.tokenizer import TextTokenizer
+from kubeformer_runtime.engine.tokenizer import EngineTokenizer
 from tests.unit.data.builders import mails
 
 TEXTS = [mail["text"] for mail in mails(60)]
@@ -33,6 +34,17 @@ def test_a_framed_text_is_cut_but_keeps_its_frame(text: str, max_length: int) ->
     (ids,) = TOKENIZER.encode_framed([text], max_length)
     assert len(ids) <= max_length
     assert (ids[0], ids[-1]) == (TOKENIZER.bos_id, TOKENIZER.eos_id)
+
+
+@given(st.text(max_size=60), st.integers(3, 20))
+def test_the_engine_reads_a_text_as_the_trainer_did(
+    tmp_path_factory: pytest.TempPathFactory, text: str, most: int
+) -> None:
+    directory = tmp_path_factory.getbasetemp() / "engine"
+    if not directory.exists():
+        directory.mkdir()
+        TOKENIZER.save(directory)
+    assert EngineTokenizer.load(directory).encode_framed([text], most) == TOKENIZER.encode_framed([text], most)
 
 
 def test_what_was_saved_is_loaded_again(tmp_path: Path) -> None:

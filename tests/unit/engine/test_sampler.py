@@ -43,7 +43,7 @@ def plain_filter(logits: torch.Tensor, params: SamplingParams) -> set[int]:
     return set(kept)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     temperature=st.floats(0.3, 2.0),
