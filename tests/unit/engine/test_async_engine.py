@@ -26,7 +26,7 @@ async def collect(engine: AsyncEngine, *requests: object) -> dict[tuple[str, int
 async def until(condition: object, seconds: float = 30.0) -> None:
     """Wait until `condition()` holds."""
     async with asyncio.timeout(seconds):
-        while not condition():  # type: ignore[operator]
+        while not condition():  # type: ignore[operator]  # noqa: ASYNC110 - the engine lives in another thread
             await asyncio.sleep(0.005)
 
 

@@ -76,5 +76,5 @@ def test_blocks_fill_the_budget_but_are_never_more_than_all_sequences_need() -> 
 
 
 def test_a_cache_that_holds_no_whole_sequence_says_what_it_needs() -> None:
-    with pytest.raises(ModelError, match="100 tokens needs 1 MiB.*maxModelLength"):
+    with pytest.raises(ModelError, match=r"100 tokens needs 1 MiB.*maxModelLength"):
         blocks(budget=1000)
