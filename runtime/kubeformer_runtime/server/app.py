@@ -90,6 +90,11 @@ async def parse(request: web.Request, kind: type[BodyType]) -> BodyType:
         raise bad_request(f"The body is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise bad_request("The body is not a JSON object.")
+    if b"\\u" in raw:
+        try:
+            json.dumps(document, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise bad_request("A text holds half of a surrogate pair, which is no character; send Unicode.") from None
     document = {name: value for name, value in document.items() if value is not None or name not in UNSUPPORTED}
     try:
         return kind.model_validate(document)

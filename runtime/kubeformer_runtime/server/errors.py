@@ -48,7 +48,10 @@ def bad_request(message: str, param: str | None = None) -> ApiError:
 
 def from_validation(error: ValidationError, known: Mapping[str, str]) -> ApiError:
     """The first thing that pydantic found, in a sentence. `known`: why well-known fields are not supported here."""
-    first = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)
+    # A union reports each of its branches; one that looked inside knows more than "should be a string".
+    inside = [e for e in found if len(e["loc"]) > len(found[0]["loc"]) and e["loc"][0] == found[0]["loc"][0]]
+    first = inside[0] if inside and _is_branch(found[0]["loc"][-1]) else found[0]
     place = [str(part) for part in first["loc"] if not _is_branch(part)]
     field = ".".join(place) or "the body"
     if first["type"] == "extra_forbidden":
@@ -60,8 +63,7 @@ def from_validation(error: ValidationError, known: Mapping[str, str]) -> ApiErro
     if first["type"] in ("value_error", "assertion_error"):
         return bad_request(f"{field} is {given}: {first['ctx']['error']}", field)
     wanted = first["msg"].removeprefix("Input should be ")
-    # A union reports every branch; together they say what would be right.
-    same = [e for e in error.errors(include_url=False) if [str(p) for p in e["loc"] if not _is_branch(p)] == place]
+    same = [e for e in found if [str(part) for part in e["loc"] if not _is_branch(part)] == place]
     if len(same) > 1:
         wanted = " or ".join(dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in same))
     return bad_request(f"{field} is {given}; it should be {wanted}.", field)

@@ -71,7 +71,14 @@ def read_settings(environ: Mapping[str, str]) -> ServerSettings:
     return settings
 
 
-async def serve(settings: ServerSettings, address: Address, stop: asyncio.Event, *, threads: int | None = None) -> None:
+async def serve(
+    settings: ServerSettings,
+    address: Address,
+    stop: asyncio.Event,
+    *,
+    threads: int | None = None,
+    late: float = LATE_SECONDS,
+) -> None:
     """Listen, load, serve until `stop` is set, drain. Raises ModelError where the model cannot be served."""
     serving = Serving(settings)
     # handler_cancellation: a client that leaves cancels its handler, which aborts its request.
@@ -92,7 +99,7 @@ async def serve(settings: ServerSettings, address: Address, stop: asyncio.Event,
                 raise RuntimeError("the engine has stopped")
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(asyncio.shield(stopping), 1.0)
-        await drain(serving, settings.drain_seconds)
+        await drain(serving, settings.drain_seconds, late)
     finally:
         await runner.cleanup()
         await serving.close()
@@ -124,13 +131,12 @@ def in_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
     return future
 
 
-async def drain(serving: Serving, seconds: float) -> None:
-    """Say 503 at /health, take late requests for a short while, then let what runs finish within `seconds`."""
+async def drain(serving: Serving, seconds: float, late: float = LATE_SECONDS) -> None:
+    """Say 503 at /health, take requests for `late` seconds more, then let what runs finish within `seconds`."""
     began = serving.clock()
     serving.phase = Phase.DRAINING
     logger.info("draining: %d requests run, at most %g s", serving.active, seconds)
-    late = min(LATE_SECONDS, seconds * LATE_SHARE)
-    await asyncio.sleep(late)
+    await asyncio.sleep(min(late, seconds * LATE_SHARE))
     serving.refusing = True
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(serving.idle.wait(), max(0.0, began + seconds - serving.clock()))

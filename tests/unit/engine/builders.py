@@ -1,5 +1,6 @@
 """A tiny engine for tests: a random Llama of two layers, a tokenizer of bytes, and a model that runs a script."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -115,6 +116,13 @@ def outputs(core: EngineCore, *requests: Request) -> dict[tuple[str, int], list[
             tokens.setdefault((delta.request_id, delta.index), []).extend(item.token for item in delta.tokens)
         core.check_books()
     return tokens
+
+
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait until a condition holds that changes in another thread or task."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - what changes sets no event
+            await asyncio.sleep(0.002)
 
 
 def write_model(directory: Path, *, chat_template: str | None = CHAT_TEMPLATE, seed: int = 0) -> Path:

@@ -12,7 +12,7 @@ from kubeformer_runtime.engine.batch import Batch
 from kubeformer_runtime.engine.core import EngineCore, StepStats
 from kubeformer_runtime.engine.sampling_params import ParameterError
 from kubeformer_runtime.engine.scheduler import SchedulerConfig
-from tests.unit.engine.builders import EOS, ScriptRunner, byte_tokenizer, outputs, request, tiny_core
+from tests.unit.engine.builders import EOS, ScriptRunner, byte_tokenizer, outputs, request, tiny_core, until
 
 
 async def collect(engine: AsyncEngine, *requests: object) -> dict[tuple[str, int], list[int]]:
@@ -21,13 +21,6 @@ async def collect(engine: AsyncEngine, *requests: object) -> dict[tuple[str, int
         async for delta in deltas:
             tokens.setdefault((delta.request_id, delta.index), []).extend(item.token for item in delta.tokens)
     return tokens
-
-
-async def until(condition: object, seconds: float = 30.0) -> None:
-    """Wait until `condition()` holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # type: ignore[operator]  # noqa: ASYNC110 - the engine lives in another thread
-            await asyncio.sleep(0.005)
 
 
 async def test_concurrent_requests_get_the_tokens_they_would_get_alone() -> None:

@@ -1,0 +1,243 @@
+"""Bad requests: every one is a 400 in OpenAI's shape that names the field, and no accepted field is ignored."""
+
+from typing import Any
+
+import pytest
+
+from kubeformer_runtime.server.protocol import UNSUPPORTED, ChatRequest, CompletionRequest
+from tests.unit.server.builders import Client, client_of, language_model
+
+
+def error_of(document: dict[str, Any]) -> tuple[str, str | None]:
+    assert set(document) == {"error"}
+    error = document["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error["message"], error["param"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"temperature": "hot"}, "temperature", '"hot"'),
+        ({"temperature": "1"}, "temperature", "number"),
+        ({"temperature": -1}, "temperature", "between 0"),
+        ({"temperature": 1e999}, "temperature", "finite"),
+        ({"top_p": 0}, "top_p", "above 0"),
+        ({"top_k": 1.5}, "top_k", "integer"),
+        ({"n": 0}, "n", "between 1"),
+        ({"n": True}, "n", "integer"),
+        ({"max_tokens": 0}, "max_tokens", "at least 1"),
+        ({"max_tokens": 500}, "max_tokens", "at most 98"),
+        ({"stop": [1]}, "stop", "string"),
+        ({"stop": ""}, "stop", "empty"),
+        ({"stop": ["a"] * 17}, "stop", "at most 16"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "integer"),
+        ({"logit_bias": {"999": 1}}, "logit_bias", "999"),
+        ({"logprobs": 21}, "logprobs", "between 0 and 20"),
+        ({"echo": True, "logprobs": 1}, "echo", "logprobs"),
+        ({"stream": "yes"}, "stream", "boolean"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
+        ({"stream": True, "stream_options": {"foo": 1}}, "stream_options.foo", "not a parameter"),
+        ({"prompt": {"a": 1}}, "prompt", "string"),
+        ({"prompt": []}, "prompt", "at least 1"),
+        ({"prompt": ""}, "prompt", "no tokens"),
+        ({"prompt": ["a", 1]}, "prompt.0", "integer"),
+        ({"prompt": [1, 999]}, "prompt", "999"),
+        ({"prompt": None}, "prompt", "required"),
+        ({"prompt": "x" * 200}, "prompt", "200 tokens"),
+        ({"prompt": "\ud800"}, None, "surrogate"),
+        ({"best_of": 3}, "best_of", "use n"),
+        ({"temprature": 1}, "temprature", "not a parameter"),
+    ],
+    ids=str,
+)
+async def test_a_bad_completion_request_says_which_field_and_why(
+    client: Client, body: dict[str, object], param: str | None, words: str
+) -> None:
+    message, field = error_of(await client.complete(400, **{"prompt": "ab", **body}))
+    assert field is param is None or (field or "").startswith(param or "-")
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content", "string"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages.0.content",
+            "text",
+        ),
+        ({"messages": [{"role": "user", "content": "x" * 300}]}, "messages", "at most 100"),
+        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+        ({"top_logprobs": 3}, "top_logprobs", "logprobs"),
+        ({"logprobs": True, "top_logprobs": 30}, "top_logprobs", "between 0 and 20"),
+        ({"max_tokens": 3, "max_completion_tokens": 3}, "max_tokens", "exclude"),
+        ({"max_tokens": None, "max_completion_tokens": 0}, "max_completion_tokens", "at least 1"),
+        ({"continue_final_message": True}, "continue_final_message", "content"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "messages"),
+        ({"prompt": "x"}, "prompt", "not a parameter"),
+    ],
+    ids=str,
+)
+async def test_a_bad_chat_request_says_which_field_and_why(
+    client: Client, body: dict[str, object], param: str, words: str
+) -> None:
+    if "continue_final_message" in body:
+        body = {**body, "messages": [{"role": "user", "content": ""}]}
+    message, field = error_of(await client.chat(400, **body))
+    assert (field or "").startswith(param)
+    assert words in message
+
+
+@pytest.mark.parametrize("field", sorted(UNSUPPORTED))
+async def test_what_is_not_supported_is_refused_by_name_and_null_is_nothing(client: Client, field: str) -> None:
+    message, param = error_of(await client.complete(400, prompt="ab", **{field: 1}))
+    assert (message, param) == (UNSUPPORTED[field], field)
+    await client.complete(prompt="ab", **{field: None})
+
+
+# For every field of the two requests a value that changes the answer. The prompt is what the tiny model reads.
+BASE = {"temperature": 1.0, "seed": 1, "max_tokens": 12, "n": 1, "ignore_eos": True}
+EFFECTS: dict[str, dict[str, object]] = {
+    "model": {"model": "tiny-alias"},
+    "n": {"n": 2},
+    "temperature": {"temperature": 0},
+    "top_p": {"top_p": 0.01},
+    "top_k": {"top_k": 1},
+    "min_p": {"min_p": 1.0},
+    "presence_penalty": {"presence_penalty": 2.0, "temperature": 0, "max_tokens": 60},
+    "frequency_penalty": {"frequency_penalty": 2.0, "temperature": 0, "max_tokens": 60},
+    "repetition_penalty": {"repetition_penalty": 5.0, "temperature": 0, "max_tokens": 60},
+    "seed": {"seed": 2},
+    "max_tokens": {"max_tokens": 3},
+    "logit_bias": {"logit_bias": {"65": 100}},
+    "logprobs": {"logprobs": 1},
+    "stream": {"stream": True},
+    "echo": {"echo": True},
+    "prompt": {"prompt": "other"},
+}
+# Whose effect shows in other tests, since a random model cannot be made to show it: what ends an answer, and what
+# belongs to streams and templates.
+ELSEWHERE = {
+    "stop",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "min_tokens",
+    "skip_special_tokens",
+    "stream_options",
+    "add_special_tokens",
+}
+CHAT_ONLY = {
+    "messages",
+    "max_completion_tokens",
+    "top_logprobs",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template_kwargs",
+}
+
+
+def test_every_field_is_accounted_for() -> None:
+    assert set(CompletionRequest.model_fields) == set(EFFECTS) | ELSEWHERE
+    assert set(ChatRequest.model_fields) - set(CompletionRequest.model_fields) == CHAT_ONLY
+
+
+@pytest.mark.parametrize("field", sorted(set(EFFECTS) - {"stream"}))
+async def test_an_accepted_field_changes_the_answer(client: Client, field: str) -> None:
+    base = {**BASE, "prompt": "ab", **{key: value for key, value in EFFECTS[field].items() if key != field}}
+    before, after = await client.complete(**base), await client.complete(**{**base, **EFFECTS[field]})
+    for document in (before, after):
+        for name in ("id", "created"):
+            del document[name]
+        document["usage"].pop("prompt_tokens_details")
+    assert before != after
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_completion_tokens", 3),
+        ("top_logprobs", 2),
+        ("add_generation_prompt", False),
+        ("chat_template_kwargs", {"mood": "kind"}),
+        ("add_special_tokens", True),
+        ("messages", [{"role": "user", "content": "Bye"}]),
+    ],
+)
+async def test_an_accepted_field_of_chat_changes_the_answer(field: str, value: object) -> None:
+    template = "{{ mood }}{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    core_base: dict[str, object] = {**BASE, "max_tokens": None, "logprobs": True, "ignore_eos": False}
+    async with client_of(language_model(chat_template=template, bos=1)) as client:
+        if field == "add_special_tokens":
+            from tokenizers import processors
+
+            tokenizer = client.serving.need_generator().model.tokenizer.tokenizer
+            tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 257)])
+        before = await client.chat(**core_base)
+        after = await client.chat(**{**core_base, field: value})
+    assert before["choices"] != after["choices"]
+
+
+async def test_an_unknown_model_is_404_and_says_which_there_are(client: Client) -> None:
+    for path in ("/v1/completions", "/v1/chat/completions", "/classify"):
+        body = {"model": "gpt-5", "prompt": "a"} if path == "/v1/completions" else {"model": "gpt-5"}
+        if "chat" in path:
+            body = {"model": "gpt-5", "messages": [{"role": "user", "content": "a"}]}  # type: ignore[dict-item]
+        if path == "/classify":
+            continue  # a language model has no classes, whatever its name
+        document = await client.post(path, 404, **body)
+        message, param = error_of(document)
+        assert param == "model"
+        assert "gpt-5" in message
+        assert "tiny" in message
+        assert document["error"]["type"] == "NotFoundError"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status", "words"),
+    [
+        (b"{bad", "application/json", 400, "not JSON"),
+        (b"[" * 100_000, "application/json", 400, "not JSON"),
+        (b"\xff\xfe{}", "application/json", 400, "not JSON"),
+        (b"[]", "application/json", 400, "not a JSON object"),
+        (b"", "application/json", 400, "not JSON"),
+        (b"<a/>", "text/xml", 415, "text/xml"),
+    ],
+)
+async def test_a_body_that_is_no_json_object(
+    client: Client, body: bytes, content_type: str, status: int, words: str
+) -> None:
+    async with client.http.post("/v1/completions", data=body, headers={"Content-Type": content_type}) as response:
+        assert response.status == status
+        assert words in error_of(await response.json())[0]
+
+
+async def test_paths_and_methods_that_do_not_exist_answer_in_the_same_shape(client: Client) -> None:
+    async with client.http.get("/v1/nothing") as response:
+        assert (response.status, error_of(await response.json())[0]) == (404, "There is no GET /v1/nothing.")
+    async with client.http.get("/v1/completions") as response:
+        assert (response.status, error_of(await response.json())[0]) == (405, "/v1/completions takes POST, not GET.")
+
+
+async def test_a_model_without_chat_template_says_what_to_use_instead() -> None:
+    async with client_of(language_model(chat_template=None)) as client:
+        assert "/v1/completions" in error_of(await client.chat(400))[0]
+
+
+async def test_a_template_that_refuses_the_messages_is_a_400() -> None:
+    template = "{{ raise_exception('roles must alternate') }}"
+    async with client_of(language_model(chat_template=template)) as client:
+        message, param = error_of(await client.chat(400))
+    assert "roles must alternate" in message
+    assert param == "messages"
+
+
+async def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
+    template = "{{ messages.__class__.__mro__ }}"
+    async with client_of(language_model(chat_template=template)) as client:
+        assert "unsafe" in error_of(await client.chat(400))[0]
