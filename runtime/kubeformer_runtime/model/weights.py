@@ -6,14 +6,16 @@ save("/models/new", module)                             # config.json, generatio
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from kubeformer.contract.names import Reason
 from kubeformer_runtime.model.classifier import Classifier
@@ -109,7 +111,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 def check_weights(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises ModelError where names or shapes are not those of a model with this config."""
-    with torch.device("meta"):
+    with _Unfilled():
         expected = {name: tuple(tensor.shape) for name, tensor in tensors_of(empty(config)).items()}
     if missing := sorted(expected.keys() - shapes.keys()):
         raise ModelError(f"the weights lack {_some(missing)}, which {CONFIG_FILE} asks for")
@@ -120,15 +122,30 @@ def check_weights(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) ->
             raise ModelError(f"{name} has shape {shapes[name]}, but {CONFIG_FILE} makes it {shape}")
 
 
+class _Unfilled(TorchFunctionMode):
+    """Parameters made inside get no values, and so take address space but no memory.
+
+    torch.device("meta") would do the same, but imports torch's compiler on the way, which takes 3 s.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def empty(config: ModelConfig, dropout: float = 0.0) -> Llama | Classifier:
-    """A freshly initialised module; under torch.device("meta") it costs no memory."""
+    """A freshly initialised module."""
     return Llama(config, dropout) if isinstance(config, LlamaConfig) else Classifier(config)
 
 
 def build(config: ModelConfig, weights: Mapping[str, Tensor], dropout: float = 0.0) -> Llama | Classifier:
     """A module over the given tensors (shared, not copied), in evaluation mode."""
     check_weights(config, {name: tuple(tensor.shape) for name, tensor in weights.items()})
-    module = empty(config, dropout)
+    with _Unfilled():
+        module = empty(config, dropout)
     state = dict(weights)
     if isinstance(config, LlamaConfig) and config.tied_embeddings:
         state[HEAD] = state[EMBEDDING]
