@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -29,20 +30,19 @@ CHAT_TEMPLATE = (
 
 def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> EngineTokenizer:
     """One token a byte (ids 0 to 255), then <pad>, <bos>, <eos>."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=_byte_of)
-    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(_letters())}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in ("<pad>", "<bos>", "<eos>")])
     return EngineTokenizer(tokenizer, {"bos_token": "<bos>", "eos_token": "<eos>"}, chat_template)
 
 
-def _byte_of(letter: str) -> int:
-    """The byte that a letter of the byte-level alphabet stands for (GPT-2's table, told apart by its two ranges)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    if ord(letter) < 256:
-        return ord(letter)
-    return [byte for byte in range(256) if byte not in printable][ord(letter) - 256]
+@cache
+def _letters() -> list[str]:
+    """The letter that stands for each byte (GPT-2's table: a printable one for itself, the others from 256 on)."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    rest = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(rest)) for byte in range(256)]
 
 
 def tiny_config(**changes: object) -> LlamaConfig:

@@ -12,7 +12,7 @@ from bench.greedy import Answer, build_core, compare, ours, prompts
 from examples import smollm2
 from kubeformer_runtime.engine.tokenizer import EngineTokenizer
 
-PROMPTS, TOKENS = 10, 6
+PROMPTS, TOKENS = 10, 4
 
 
 @pytest.fixture(scope="module")

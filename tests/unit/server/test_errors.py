@@ -93,11 +93,10 @@ async def test_a_bad_chat_request_says_which_field_and_why(
     assert words in message
 
 
-@pytest.mark.parametrize("field", sorted(UNSUPPORTED))
-async def test_what_is_not_supported_is_refused_by_name_and_null_is_nothing(client: Client, field: str) -> None:
-    message, param = error_of(await client.complete(400, prompt="ab", **{field: 1}))
-    assert (message, param) == (UNSUPPORTED[field], field)
-    await client.complete(prompt="ab", **{field: None})
+async def test_what_is_not_supported_is_refused_by_name_and_null_is_nothing(client: Client) -> None:
+    for field, why in UNSUPPORTED.items():
+        assert error_of(await client.complete(400, prompt="ab", **{field: 1})) == (why, field)
+    await client.complete(prompt="ab", **dict.fromkeys(UNSUPPORTED))
 
 
 # For every field of the two requests a value that changes the answer. The prompt is what the tiny model reads.
