@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -131,12 +131,17 @@ def in_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
     return future
 
 
-async def drain(serving: Serving, seconds: float, late: float = LATE_SECONDS) -> None:
+async def drain(
+    serving: Serving,
+    seconds: float,
+    late: float = LATE_SECONDS,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> None:
     """Say 503 at /health, take requests for `late` seconds more, then let what runs finish within `seconds`."""
     began = serving.clock()
     serving.phase = Phase.DRAINING
     logger.info("draining: %d requests run, at most %g s", serving.active, seconds)
-    await asyncio.sleep(min(late, seconds * LATE_SHARE))
+    await sleep(min(late, seconds * LATE_SHARE))
     serving.refusing = True
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(serving.idle.wait(), max(0.0, began + seconds - serving.clock()))
@@ -153,7 +158,7 @@ def fail(error: ModelError, environ: Mapping[str, str]) -> int:
     return ExitCode.INVALID
 
 
-async def run(address: Address, environ: Mapping[str, str]) -> int:
+async def run(address: Address, environ: Mapping[str, str], late: float = LATE_SECONDS) -> int:
     """The whole life of the process; returns its exit code."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -161,7 +166,9 @@ async def run(address: Address, environ: Mapping[str, str]) -> int:
         loop.add_signal_handler(number, stop.set)
     try:
         threads = environ.get("OMP_NUM_THREADS", "")
-        await serve(read_settings(environ), address, stop, threads=int(threads) if threads.isdigit() else None)
+        await serve(
+            read_settings(environ), address, stop, threads=int(threads) if threads.isdigit() else None, late=late
+        )
     except ModelError as error:
         return fail(error, environ)
     return 0
@@ -174,8 +181,9 @@ def main() -> None:
     )
     parser.add_argument("--host", default="0.0.0.0")
     parser.add_argument("--port", type=int, default=PORT_SERVER)
+    parser.add_argument("--late-seconds", type=float, default=LATE_SECONDS, help="after SIGTERM, still take requests")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    code = asyncio.run(run(Address(arguments.host, arguments.port), os.environ))
+    code = asyncio.run(run(Address(arguments.host, arguments.port), os.environ, arguments.late_seconds))
     sys.stdout.flush()
     os._exit(code)  # a thread that still loads a model must not hold the process back

@@ -61,10 +61,12 @@ async def test_draining_finishes_what_runs_takes_late_requests_and_then_refuses(
     async with client_of(language_model(script_core(b"x", 2, end=False, max_model_len=200))) as client:
         running = asyncio.create_task(client.complete(prompt="ab", max_tokens=190))
         await until(lambda: client.serving.active > 0)
-        draining = asyncio.create_task(drain(client.serving, 30.0, late=0.5))
+        over = asyncio.Event()  # the short while in which late requests are taken
+        draining = asyncio.create_task(drain(client.serving, 60.0, sleep=lambda _: over.wait()))
         await until(lambda: client.serving.phase is Phase.DRAINING)
         assert (await client.get("/health"))[0] == 503
         assert (await client.complete(prompt="cd", max_tokens=2))["usage"]["completion_tokens"] == 2
+        over.set()
         assert (await running)["usage"]["completion_tokens"] == 190
         await draining
         async with client.http.post("/v1/completions", json={"prompt": "ab"}) as response:
@@ -142,12 +144,11 @@ def test_settings_that_cannot_be_used_are_a_sentence(tmp_path: Path, content: st
 async def test_the_command_answers_a_stream_to_its_end_after_sigterm(tmp_path: Path) -> None:
     """The real process: its environment, its signals, its exit code."""
     path, port = tmp_path / "settings.json", free_port()
-    settings = settings_of(write_model(tmp_path / "m")).model_copy(update={"drain_seconds": 2})
+    settings = settings_of(write_model(tmp_path / "m")).model_copy(update={"drain_seconds": 60})
     path.write_text(settings.model_dump_json())
     environ = {**os.environ, ENV_SETTINGS: str(path), "OMP_NUM_THREADS": "1"}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "kubeformer_runtime.server", "--host", "127.0.0.1", "--port", str(port), env=environ
-    )
+    command = ["-m", "kubeformer_runtime.server", "--host", "127.0.0.1", "--port", str(port), "--late-seconds", "0"]
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, env=environ)
     try:
         await until_health(port, 200)
         body = {"prompt": "ab", "max_tokens": 120, "ignore_eos": True, "stream": True}
