@@ -33,6 +33,7 @@ class _Expectation:
     deadline: float
     resource_version: int = -1
     gone_uid: str | None = None
+    going_is_enough: bool = True
 
 
 class Gate:
@@ -51,9 +52,15 @@ class Gate:
 
     def deleted(self, key: Key, deleted: Key, uid: str, now: float) -> None:
         """On behalf of `key`, the object was asked to go."""
-        expectation = _Expectation(now + self._patience, gone_uid=uid)
-        if not self._met(deleted, expectation):
-            self._expect(key, deleted, expectation)
+        self._expect_gone(key, deleted, _Expectation(now + self._patience, gone_uid=uid))
+
+    def released(self, key: Key, uid: str, now: float) -> None:
+        """The last finalizer was taken from `key`, which was going already: from now on there is no such object.
+
+        The answer to that write tells no newer version to wait for. A plan made before the deletion is seen would
+        make again what the last plan has cleared away, and nobody would be left to clear it a second time.
+        """
+        self._expect_gone(key, key, _Expectation(now + self._patience, gone_uid=uid, going_is_enough=False))
 
     def check(self, key: Key, now: float) -> Wait | Overdue | None:
         """Whether the key may be planned for (None), must wait, or needs live reads first."""
@@ -86,7 +93,13 @@ class Gate:
         if expectation.gone_uid is None:
             return self._store.has_seen(written, expectation.resource_version)
         known = self._store.identity(written)
-        return known is None or known.uid != expectation.gone_uid or self._store.terminating(written)
+        if known is None or known.uid != expectation.gone_uid:
+            return True
+        return expectation.going_is_enough and self._store.terminating(written)
+
+    def _expect_gone(self, key: Key, gone: Key, expectation: _Expectation) -> None:
+        if not self._met(gone, expectation):
+            self._expect(key, gone, expectation)
 
     def _expect(self, key: Key, written: Key, expectation: _Expectation) -> None:
         self._expected.setdefault(key, {})[written] = expectation

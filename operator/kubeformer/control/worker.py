@@ -212,9 +212,12 @@ class Loop:
             return "refused"
         if set(wanted) != set(current):
             outcome = await self._writer.finalizers(manager, identity, wanted)
-            self._expect(key, key, outcome)
             if isinstance(outcome, Refused):
                 return self._again(key, outcome, "finalizers")
+            if metadata.get("deletionTimestamp") and not wanted:
+                self._gate.released(key, identity.uid, self._clock())
+            else:
+                self._expect(key, key, outcome)
         self._queue.succeeded(key)
         self._queue.schedule(key, min(look_again, default=None))
         return "done"

@@ -391,8 +391,7 @@ def cleanup_job(checkpoints: PvcUri, model: PvcUri | None, options: Mapping[str,
         "spec": {
             "backoffLimit": settings.cleanup_tries - 1,
             "activeDeadlineSeconds": settings.cleanup_seconds,
-            # The planner deletes it once it has seen it end; this is for when that deletion is lost.
-            "ttlSecondsAfterFinished": 30,
+            "ttlSecondsAfterFinished": settings.cleanup_seconds,
             "template": {"metadata": {"labels": ours}, "spec": spec},
         },
     }

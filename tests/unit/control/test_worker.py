@@ -4,7 +4,7 @@ from typing import Any
 
 from kubeformer.control.ports import Refused, Why
 from kubeformer.control.worker import Controller
-from kubeformer.kit.plan import Apply, Event, Plan
+from kubeformer.kit.plan import Apply, Delete, Event, Plan
 from kubeformer.kit.view import Key, View
 from tests.unit.control.fakes import START, FakeCluster, Process, child, toy
 
@@ -258,3 +258,24 @@ async def test_a_primary_that_is_gone_is_forgotten() -> None:
 
 async def _answer(outcome: Refused) -> Refused:
     return outcome
+
+
+async def test_what_was_cleared_away_is_not_made_again_before_the_primarys_end_is_seen() -> None:
+    desk, box = Desk(), Key("ConfigMap", "lab", "box")
+    going = {**desk.body["metadata"], "finalizers": ["toys/box"], "deletionTimestamp": "2026-01-01T00:00:00Z"}
+    desk.cluster.put({**desk.body, "metadata": going})
+    desk.plan = Plan(actions=(desk.box(),))
+    await desk.process.settle()
+    desk.plan = Plan(actions=(Delete(box, desk.cluster.objects[box]["metadata"]["uid"]),), finalizers=())
+    desk.process.queue.add(TOY)
+    await desk.process.step()
+    assert desk.cluster.objects == {}
+
+    desk.plan = Plan(actions=(desk.box(),))  # as a planner says who sees no box and a toy that still waits for one
+    assert desk.process.deliver(1) == 1  # the box's end; the toy's is still on its way
+    desk.process.queue.add(TOY)
+    await desk.process.step()
+    assert desk.process.results[-1] == "waiting"
+    await desk.process.settle()
+    assert desk.process.results[-1] == "gone"
+    assert desk.cluster.objects == {}
