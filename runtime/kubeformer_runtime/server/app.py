@@ -33,6 +33,7 @@ MAX_BODY = 16 << 20
 SERVING = web.AppKey("serving", Serving)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BodyType = TypeVar("BodyType", bound=BaseModel)
+GenerationBody = TypeVar("GenerationBody", CompletionRequest, ChatRequest)
 
 
 def make_app(serving: Serving) -> web.Application:
@@ -104,21 +105,23 @@ async def parse(request: web.Request, kind: type[BodyType]) -> BodyType:
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions."""
-    serving = request.app[SERVING]
-    with serving.request():
-        body = await parse(request, CompletionRequest)
-        generation = generate.prepare_completion(serving, body)
-        if body.stream:
-            return await generate.answer_stream(request, generation, body.stream_options or StreamOptions())
-        return await generate.answer_whole(generation)
+    return await _generate(request, CompletionRequest, generate.prepare_completion)
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
+    return await _generate(request, ChatRequest, generate.prepare_chat)
+
+
+async def _generate(
+    request: web.Request,
+    kind: type[GenerationBody],
+    prepare: Callable[[Serving, GenerationBody], generate.Generation],
+) -> web.StreamResponse:
     serving = request.app[SERVING]
     with serving.request():
-        body = await parse(request, ChatRequest)
-        generation = generate.prepare_chat(serving, body)
+        body = await parse(request, kind)
+        generation = prepare(serving, body)
         if body.stream:
             return await generate.answer_stream(request, generation, body.stream_options or StreamOptions())
         return await generate.answer_whole(generation)
