@@ -117,13 +117,23 @@ def running_api_server() -> Iterator[ApiServer]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(folder: Path, processes: list[subprocess.Popen[bytes]]) -> ApiServer:
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What `prepare` has laid out: the two command lines, etcd first, and where both will listen."""
+
+    commands: dict[str, list[str]]
+    port: int
+    etcd_port: int
+
+
+def prepare(folder: Path, tokens: str, *more: str) -> Preparation:
+    """Makes the folder, with a key and the tokens, for an etcd and an API server that takes `more` arguments."""
     folder.mkdir()
     etcd_port, peer_port, port = free_ports(3)
     etcd, peer = f"http://127.0.0.1:{etcd_port}", f"http://127.0.0.1:{peer_port}"
-    key, tokens = folder / "service-accounts.key", folder / "tokens.csv"
+    key, tokens_file = folder / "service-accounts.key", folder / "tokens.csv"
     subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key], check=True)
-    tokens.write_text(f"{TOKEN},admin,admin,system:masters\n")
+    tokens_file.write_text(tokens)
     commands = {
         "etcd": [
             program("etcd", "etcd"),
@@ -143,25 +153,34 @@ def _start(folder: Path, processes: list[subprocess.Popen[bytes]]) -> ApiServer:
             "--endpoint-reconciler-type=none",
             f"--secure-port={port}",
             f"--cert-dir={folder / 'certificates'}",
-            f"--token-auth-file={tokens}",
+            f"--token-auth-file={tokens_file}",
             f"--service-account-key-file={key}",
             f"--service-account-signing-key-file={key}",
             "--service-account-issuer=https://kubernetes.default.svc",
             "--service-cluster-ip-range=10.96.0.0/16",
             "--authorization-mode=RBAC",
             "--disable-admission-plugins=ServiceAccount",
-            "--enable-priority-and-fairness=false",
-            "--max-requests-inflight=0",
-            "--max-mutating-requests-inflight=0",
+            *more,
         ],
     }
+    return Preparation(commands, port, etcd_port)
+
+
+def _start(folder: Path, processes: list[subprocess.Popen[bytes]]) -> ApiServer:
+    unthrottled = (
+        "--enable-priority-and-fairness=false",
+        "--max-requests-inflight=0",
+        "--max-mutating-requests-inflight=0",
+    )
+    prepared = prepare(folder, f"{TOKEN},admin,admin,system:masters\n", *unthrottled)
+    commands = prepared.commands
     for name, command in commands.items():
         with (folder / f"{name}.log").open("wb") as log:
             processes.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=folder))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # the server signs its own certificate, on the loopback device
-    server = ApiServer(port, context)
+    server = ApiServer(prepared.port, context)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         for process, name in zip(processes[-2:], commands, strict=True):

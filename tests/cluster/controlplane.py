@@ -23,7 +23,7 @@ import yaml
 
 from kubeformer.cluster.credentials import find
 from kubeformer.cluster.transport import Transport, Unreachable
-from tests.cluster.apiserver import free_ports, program
+from tests.cluster.apiserver import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 120.0
@@ -157,50 +157,17 @@ def running_control_plane() -> Iterator[ControlPlane]:
 
 
 def _prepare(folder: Path) -> ControlPlane:
-    folder.mkdir()
-    etcd_port, peer_port, port = free_ports(3)
-    etcd, peer = f"http://127.0.0.1:{etcd_port}", f"http://127.0.0.1:{peer_port}"
-    key, tokens, policy = folder / "service-accounts.key", folder / "tokens.csv", folder / "audit.json"
-    subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(key)], check=True)
-    tokens.write_text("".join(f"token-of-{user},{user},{user},system:masters\n" for user in (ADMIN, OPERATOR, SECOND)))
-    policy.write_text(json.dumps(AUDIT_POLICY))
-    (folder / "audit.log").touch()
-    return ControlPlane(
+    policy, audit = folder / "audit.json", folder / "audit.log"
+    prepared = prepare(
         folder,
-        {
-            "etcd": [
-                program("etcd", "etcd"),
-                f"--data-dir={folder / 'etcd'}",
-                f"--listen-client-urls={etcd}",
-                f"--advertise-client-urls={etcd}",
-                f"--listen-peer-urls={peer}",
-                f"--initial-advertise-peer-urls={peer}",
-                f"--initial-cluster=default={peer}",
-                "--unsafe-no-fsync",
-            ],
-            "kube-apiserver": [
-                program("kubernetes", "kube-apiserver"),
-                f"--etcd-servers={etcd}",
-                "--bind-address=127.0.0.1",
-                "--advertise-address=127.0.0.1",
-                "--endpoint-reconciler-type=none",
-                f"--secure-port={port}",
-                f"--cert-dir={folder / 'certificates'}",
-                f"--token-auth-file={tokens}",
-                f"--audit-policy-file={policy}",
-                f"--audit-log-path={folder / 'audit.log'}",
-                "--audit-log-mode=blocking",
-                f"--service-account-key-file={key}",
-                f"--service-account-signing-key-file={key}",
-                "--service-account-issuer=https://kubernetes.default.svc",
-                "--service-cluster-ip-range=10.96.0.0/16",
-                "--authorization-mode=RBAC",
-                "--disable-admission-plugins=ServiceAccount",
-            ],
-        },
-        port,
-        etcd_port,
+        "".join(f"token-of-{user},{user},{user},system:masters\n" for user in (ADMIN, OPERATOR, SECOND)),
+        f"--audit-policy-file={policy}",
+        f"--audit-log-path={audit}",
+        "--audit-log-mode=blocking",
     )
+    policy.write_text(json.dumps(AUDIT_POLICY))
+    audit.touch()
+    return ControlPlane(folder, prepared.commands, prepared.port, prepared.etcd_port)
 
 
 async def _furnish(plane: ControlPlane) -> None:
