@@ -4,12 +4,15 @@
 and what would be right; the server turns it into a 400.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 MAX_LOGPROBS = 20
 MAX_CHOICES = 64
+MAX_BAD_WORDS = 1024  # token sequences
 GREEDY_BELOW = 1e-5  # a temperature below this one means greedy, as in vLLM
 
 
@@ -19,6 +22,26 @@ class ParameterError(ValueError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
         self.field = field
+
+
+StructuredKind = Literal["json", "regex", "choice", "grammar", "json_object"]
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredOutput:
+    """The form that an answer must have; structured.py compiles it. Equal forms are compiled once."""
+
+    kind: StructuredKind
+    value: str | tuple[str, ...] = ""  # JSON schema as JSON, regex, Lark grammar, or the choices; json_object: nothing
+
+    @classmethod
+    def of_schema(cls, schema: object) -> "StructuredOutput":
+        """From a JSON schema, parsed or as text.
+
+        Raises:
+            RecursionError: it is nested too deeply to be written.
+        """
+        return cls("json", schema if isinstance(schema, str) else json.dumps(schema, separators=(",", ":")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +64,13 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
     logprobs: int | None = None  # how many alternatives beside the chosen token; None: none at all
+    prompt_logprobs: int | None = None  # the same for each token of the prompt but the first
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that never come
+    allowed_token_ids: tuple[int, ...] | None = None  # None: all
+    structured: StructuredOutput | None = None
 
     @property
     def greedy(self) -> bool:
@@ -76,12 +104,28 @@ class SamplingParams:
             _token("stop_token_ids", token, vocab_size)
         if self.logprobs is not None:
             _between("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            _between("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         for token, bias in self.logit_bias.items():
             _token("logit_bias", token, vocab_size)
             if not -100.0 <= bias <= 100.0:
                 raise ParameterError(
                     "logit_bias", f"logit_bias of token {token} is {bias}; give a number between -100 and 100."
                 )
+        if len(self.bad_words) > MAX_BAD_WORDS:
+            raise ParameterError(
+                "bad_words", f"bad_words are {len(self.bad_words)} token sequences; give at most {MAX_BAD_WORDS}."
+            )
+        for word in self.bad_words:
+            if not word:
+                raise ParameterError("bad_words", "bad_words holds a word without tokens; give words with text.")
+            for token in word:
+                _token("bad_words", token, vocab_size)
+        if self.allowed_token_ids is not None:
+            if not self.allowed_token_ids:
+                raise ParameterError("allowed_token_ids", "allowed_token_ids is empty; give at least one token.")
+            for token in self.allowed_token_ids:
+                _token("allowed_token_ids", token, vocab_size)
 
 
 def _between(field: str, value: float, low: float, high: float) -> None:
