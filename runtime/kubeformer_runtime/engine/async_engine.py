@@ -15,10 +15,12 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
+from typing import Any, TypeVar
 
 from kubeformer_runtime.engine.core import Delta, EngineCore, Request, StepOutput, StepStats
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class EngineDeadError(RuntimeError):
@@ -34,6 +36,7 @@ class AsyncEngine:
         self._on_step = on_step
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: dict[str, asyncio.Queue[Delta | None]] = {}
+        self._calls: set[asyncio.Future[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._death: BaseException | None = None
@@ -87,6 +90,43 @@ class AsyncEngine:
                 del self._streams[request.request_id]
             if open_choices:
                 self._inbox.put(partial(self._abort, requests))
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """What `function` returns or raises; it runs in the engine's thread, between two steps.
+
+        Raises:
+            EngineDeadError: the engine broke before it came to that.
+        """
+        if not self.alive or self._loop is None:
+            raise EngineDeadError("the engine has stopped")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
+
+        def work() -> None:
+            try:
+                result = function()
+            except Exception as error:  # the caller's to handle; the engine goes on
+                self._call(partial(_settle, future, None, error))
+            else:
+                self._call(partial(_settle, future, result, None))
+
+        self._inbox.put(work)
+        return await future
+
+    async def abort(self, request_ids: Sequence[str] | None = None) -> int:
+        """End requests by id (None: all); their streams end with finish reason "abort". Says how many choices ended."""
+
+        def work() -> int:
+            core = self.core
+            if request_ids is None:
+                deltas = core.abort_all()
+            else:
+                deltas = [delta for request_id in request_ids for delta in core.abort(request_id)]
+            self._post(StepOutput(tuple(deltas), core.stats()))
+            return len(deltas)
+
+        return await self.call(work)
 
     # In the engine's thread.
 
@@ -143,3 +183,14 @@ class AsyncEngine:
     def _deliver_end(self) -> None:
         for stream in self._streams.values():
             stream.put_nowait(None)
+        for future in list(self._calls):
+            _settle(future, None, EngineDeadError("the engine has stopped"))
+
+
+def _settle(future: "asyncio.Future[T]", result: T | None, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)  # type: ignore[arg-type]
+    else:
+        future.set_exception(error)
