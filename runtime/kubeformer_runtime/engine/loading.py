@@ -17,6 +17,7 @@ from kubeformer.contract.server import ServerSettings
 from kubeformer_runtime.data.clean import Normalize, clean_text
 from kubeformer_runtime.engine.classification import probabilities
 from kubeformer_runtime.engine.core import EngineCore, Request
+from kubeformer_runtime.engine.encoder_model import EncoderModel, load_encoder
 from kubeformer_runtime.engine.llama_runner import LlamaRunner
 from kubeformer_runtime.engine.resources import available_cpus, choose_dtype, choose_num_blocks, kv_cache_budget
 from kubeformer_runtime.engine.sampling_params import SamplingParams
@@ -25,6 +26,7 @@ from kubeformer_runtime.engine.tokenizer import EngineTokenizer
 from kubeformer_runtime.model.classifier import Classifier
 from kubeformer_runtime.model.config import GENERATION_FILE, LlamaConfig, read_config, read_json
 from kubeformer_runtime.model.digest import digest
+from kubeformer_runtime.model.encoder import is_encoder
 from kubeformer_runtime.model.errors import ModelError
 from kubeformer_runtime.model.weights import LoadedModel, load, weight_files
 
@@ -61,7 +63,10 @@ class ClassifierModel:
         return self.tokenizer.encode_framed(cleaned, self.max_model_len)
 
 
-def load_engine(settings: ServerSettings, *, threads: int | None = None) -> LanguageModel | ClassifierModel:
+ServedModel = LanguageModel | ClassifierModel | EncoderModel
+
+
+def load_engine(settings: ServerSettings, *, threads: int | None = None) -> ServedModel:
     """Check, read and warm up. `threads`: None for as many as the container has cores."""
     directory = Path(settings.model.path)
     if not directory.is_dir():
@@ -73,8 +78,10 @@ def load_engine(settings: ServerSettings, *, threads: int | None = None) -> Lang
     found = _verify(directory, settings)
     torch.set_num_threads(threads or available_cpus())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = read_config(directory)
     stored = stored_dtype(directory)
+    if is_encoder(directory):
+        return load_encoder(settings, directory, device=device, stored=stored, digest=found)
+    config = read_config(directory)
     tokenizer = EngineTokenizer.load(directory)
     dtype = choose_dtype(settings.dtype, stored, device)
     if device.type == "cpu" and dtype == torch.float16:
