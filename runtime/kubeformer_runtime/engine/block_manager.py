@@ -1,10 +1,10 @@
 """BlockManager: who holds which block of the paged KV cache, and which blocks can be shared. Pure.
 
 A block holds keys and values of `block_size` neighbouring tokens. Full blocks carry a hash of their content
-and of everything before them, so that a later sequence with the same beginning uses them again (prefix
-caching). A block is in exactly one of two states: held (reference count above 0) or free. Free blocks keep
-their content and hash until they are handed out again, the longest unused first (LRU); among the blocks of
-one sequence the last goes first, because the first is shared more often.
+and of everything before them, down to the adapter and the salt, so that a later sequence with the same beginning
+uses them again (prefix caching). A block is in exactly one of two states: held (reference count above 0) or free.
+Free blocks keep their content and hash until they are handed out again, the longest unused first (LRU); among the
+blocks of one sequence the last goes first, because the first is shared more often.
 """
 
 import hashlib
@@ -50,8 +50,11 @@ class BlockManager:
         return -(-num_tokens // self.block_size)
 
     def match(self, seq: Sequence) -> list[int]:
-        """Blocks that already hold the beginning of `seq`, never all of it: one token must be left to compute."""
-        if not self._prefix_caching:
+        """Blocks that already hold the beginning of `seq`, never all of it: one token must be left to compute.
+
+        None for a sequence whose prompt has to be scored, because what is not computed has no logits.
+        """
+        if not self._prefix_caching or seq.scoring:
             return []
         found: list[int] = []
         for index in range((seq.num_tokens - 1) // self.block_size):
@@ -61,10 +64,14 @@ class BlockManager:
             found.append(block)
         return found
 
-    def can_admit(self, seq: Sequence, cached: list[int]) -> bool:
-        """Whether all of `seq` would fit now, given the blocks `match` found."""
+    def num_missing_blocks(self, seq: Sequence) -> int:
+        """Blocks that `seq` does not have yet for its tokens and drafts."""
+        return max(0, self.blocks_for(seq.num_computed_tokens + seq.num_uncomputed_tokens) - len(seq.block_table))
+
+    def num_needed_blocks(self, seq: Sequence, cached: list[int]) -> int:
+        """Free blocks that all of `seq` would take, given those that `match` found."""
         idle = sum(1 for block in cached if not self._blocks[block].references)
-        return self.blocks_for(seq.num_tokens) - len(cached) + idle <= self.num_free_blocks
+        return self.blocks_for(seq.num_tokens) - len(cached) + idle
 
     def admit(self, seq: Sequence, cached: list[int]) -> None:
         """Begin `seq` with the blocks that `match` found; their tokens count as computed."""
@@ -74,12 +81,14 @@ class BlockManager:
             self._blocks[block].references += 1
         seq.block_table = list(cached)
         seq.num_computed_tokens = len(cached) * self.block_size
+        seq.num_registered_blocks = len(cached)
 
     def allocate(self, seq: Sequence, num_new_tokens: int) -> bool:
         """Give `seq` the blocks for its next `num_new_tokens` tokens; False, and nothing changed, if there are too few.
 
         Blocks that become full in this step are registered at once: within a step every layer writes all keys
-        and values before it reads any, so another sequence of the same step may already use them.
+        and values before it reads any, so another sequence of the same step may already use them. A block that has
+        a draft in it is not registered before the draft was accepted.
         """
         end = seq.num_computed_tokens + num_new_tokens
         missing = self.blocks_for(end) - len(seq.block_table)
@@ -87,9 +96,11 @@ class BlockManager:
             return False
         for _ in range(missing):
             seq.block_table.append(self._take())
-        if self._prefix_caching:
-            for index in range(seq.num_computed_tokens // self.block_size, end // self.block_size):
+        full = min(end, seq.num_tokens) // self.block_size
+        if self._prefix_caching and full > seq.num_registered_blocks:
+            for index in range(seq.num_registered_blocks, full):
                 self._register(seq.block_table[index], self._hash(seq, index))
+            seq.num_registered_blocks = full
         return True
 
     def free(self, seq: Sequence) -> None:
@@ -99,7 +110,7 @@ class BlockManager:
             if not self._blocks[block].references:
                 self._free[block] = None
         seq.block_table = []
-        seq.num_computed_tokens = 0
+        seq.num_computed_tokens = seq.num_registered_blocks = 0
 
     def forget(self) -> None:
         """Drop every registered hash: nothing computed so far is found again."""
@@ -127,7 +138,7 @@ class BlockManager:
         size = self.block_size
         while len(seq.block_hashes) <= index:
             start = len(seq.block_hashes) * size
-            before = seq.block_hashes[-1] if seq.block_hashes else b""
+            before = seq.block_hashes[-1] if seq.block_hashes else _root(seq.adapter, seq.cache_salt)
             content = array("q", seq.tokens[start : start + size]).tobytes()
             seq.block_hashes.append(hashlib.blake2b(before + content, digest_size=16).digest())
         return seq.block_hashes[index]
@@ -145,3 +156,10 @@ class BlockManager:
             assert (entry.references == 0) == (index in self._free), f"block {index} is lost or free while held"
             assert entry.hash is None or self._by_hash[entry.hash] == index, f"block {index} has a stray hash"
         assert all(self._blocks[index].hash == digest for digest, index in self._by_hash.items())
+
+
+def _root(adapter: str | None, salt: str | None) -> bytes:
+    """What stands for "all before" in the hash of a first block; empty for the plain model without salt."""
+    if adapter is None and salt is None:
+        return b""
+    return hashlib.blake2b(repr((adapter, salt)).encode(), digest_size=16).digest()

@@ -6,7 +6,7 @@ goes wrong with one request ends that request alone; an exception out of `step` 
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -16,11 +16,16 @@ from torch import Tensor
 from kubeformer_runtime.engine.batch import Batch, build_batch
 from kubeformer_runtime.engine.block_manager import BlockManager
 from kubeformer_runtime.engine.detokenizer import Detokenizer, StopStrings
-from kubeformer_runtime.engine.sampler import Sampled, SamplerState, sample, seed_of_choice
+from kubeformer_runtime.engine.memory import give_back_memory
+from kubeformer_runtime.engine.plan import SchedulerConfig, SchedulerOutput
+from kubeformer_runtime.engine.sampler import Sampled, SamplerState, sample, seed_of_choice, with_logprobs
 from kubeformer_runtime.engine.sampling_params import ParameterError, SamplingParams
-from kubeformer_runtime.engine.scheduler import SchedulerConfig, SchedulerState, advance, finish, schedule
+from kubeformer_runtime.engine.scheduler import SchedulerState, advance, enqueue, finish, preempt, schedule
 from kubeformer_runtime.engine.sequence import FinishReason, Sequence
+from kubeformer_runtime.engine.speculation import Drafter, verify, without_end
 from kubeformer_runtime.engine.tokenizer import EngineTokenizer
+
+DRAFT_ROWS = 16  # drafts of all sequences together in a step: with many sequences a row is no longer nearly free
 
 
 class ModelRunner(Protocol):
@@ -35,6 +40,14 @@ class ModelRunner(Protocol):
         """Compute a step; float32 logits (S, V) for the rows that sample."""
         ...
 
+    def release(self) -> None:
+        """Let go of weights and cache; nothing can be computed before `restore`."""
+        ...
+
+    def restore(self) -> None:
+        """Load the weights again, and begin with an empty cache."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -44,6 +57,9 @@ class Request:
     prompt: list[int]
     params: SamplingParams
     seed: int
+    priority: int = 0  # the lower, the sooner
+    adapter: str | None = None
+    cache_salt: str | None = None  # prefixes are shared only among requests with the same one
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +75,7 @@ class Delta:
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     queue_seconds: float = 0.0  # from its arrival to its first step
+    prompt_logprobs: tuple[Sampled, ...] = ()  # with the first token: those of the prompt's, but for the first one's
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +90,13 @@ class StepStats:
     generation_tokens: int = 0
     preemptions: int = 0
     step_tokens: int = 0
+    num_drafts: int = 0  # sequences that had drafts
+    draft_tokens: int = 0
+    accepted_tokens: int = 0  # of those
+    schedule_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    sample_seconds: float = 0.0
+    detokenize_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +119,9 @@ class Choice:
     stops: StopStrings
     end_tokens: frozenset[int]
     arrival: float
+    drafter: Drafter | None = None
     queue_seconds: float = 0.0
+    prompt_logprobs: list[Sampled] = field(default_factory=list)
 
 
 class EngineCore:
@@ -109,9 +135,14 @@ class EngineCore:
         eos_token_ids: frozenset[int],
         *,
         prefix_caching: bool = True,
+        speculative_tokens: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Raises ValueError where a sequence of full length would not fit the runner's cache."""
+        """`speculative_tokens`: most drafts a step and sequence.
+
+        Raises:
+            ValueError: a sequence of full length would not fit the runner's cache.
+        """
         if config.max_model_len > runner.num_blocks * runner.block_size:
             raise ValueError(
                 f"max_model_len is {config.max_model_len}, but the KV cache holds "
@@ -126,11 +157,13 @@ class EngineCore:
         self._requests: dict[str, list[int]] = {}
         self._next_id = 0
         self._clock = clock
+        self._speculative_tokens = speculative_tokens
+        self.asleep = False
 
     @property
     def has_work(self) -> bool:
         """Whether a step would compute anything."""
-        return bool(self._choices)
+        return bool(self._choices) and not self.asleep
 
     def check(self, request: Request) -> None:
         """Raise ParameterError where the request can never run. Safe from any thread."""
@@ -151,8 +184,10 @@ class EngineCore:
         decode = partial(self._tokenizer.decode, skip_special_tokens=params.skip_special_tokens)
         ids: list[int] = []
         for index in range(params.n):
-            seq = Sequence(self._next_id, request.prompt, params)
+            seq = Sequence(self._next_id, request.prompt, params, request.priority, request.adapter, request.cache_salt)
             self._next_id += 1
+            if index:
+                seq.num_scored_tokens = seq.num_prompt_tokens  # the first choice's are enough
             self._choices[seq.seq_id] = Choice(
                 request_id=request.request_id,
                 index=index,
@@ -162,9 +197,10 @@ class EngineCore:
                 stops=StopStrings(params.stop, include=params.include_stop_str_in_output),
                 end_tokens=ends,
                 arrival=self._clock(),
+                drafter=Drafter() if self._speculative_tokens else None,
             )
             ids.append(seq.seq_id)
-            self._state.waiting.append(seq)
+            enqueue(self._state, seq)
         self._requests[request.request_id] = ids
 
     def abort(self, request_id: str) -> list[Delta]:
@@ -173,7 +209,7 @@ class EngineCore:
         for seq_id in self._requests.pop(request_id, []):
             if (choice := self._choices.pop(seq_id, None)) is not None:
                 finish(self._state, choice.seq, FinishReason.ABORT)
-                deltas.append(self._delta(choice, "", None, None))
+                deltas.append(self._delta(choice, "", (), None))
         return deltas
 
     def abort_all(self) -> list[Delta]:
@@ -182,34 +218,53 @@ class EngineCore:
 
     def step(self) -> StepOutput:
         """Compute one step. Nothing to do is an empty step."""
+        if self.asleep:
+            return StepOutput((), self.stats())
+        clock = self._clock
+        begin = clock()
+        if self._speculative_tokens:
+            self._guess()
         plan = schedule(self._state, self.config)
-        deltas: list[Delta] = []
         fresh = [seq for seq in plan.admitted if not seq.num_preemptions]
         for seq in fresh:
             choice = self._choices[seq.seq_id]
-            choice.queue_seconds = self._clock() - choice.arrival
-        sampling = [item.seq for item in plan.scheduled if item.samples]
-        if plan.scheduled:
-            batch = build_batch(plan.scheduled, self._runner.block_size, self._runner.dtype, self._runner.device)
-            logit_SV = self._runner.execute(batch)
-            sampled = sample(logit_SV, [self._choices[seq.seq_id].sampler for seq in sampling])
-            advance(plan, [item.token for item in sampled])
-            for seq, item in zip(sampling, sampled, strict=True):
-                deltas.append(self._react(self._choices[seq.seq_id], item))
-        stats = self.stats()
-        return StepOutput(
-            tuple(deltas),
-            StepStats(
-                running=stats.running,
-                waiting=stats.waiting,
-                kv_cache_usage=stats.kv_cache_usage,
-                prompt_tokens=sum(seq.num_prompt_tokens for seq in fresh),
-                cached_tokens=sum(seq.num_cached_tokens for seq in fresh),
-                generation_tokens=len(sampling),
-                preemptions=len(plan.preempted),
-                step_tokens=plan.num_tokens,
-            ),
+            choice.queue_seconds = begin - choice.arrival
+        if not plan.scheduled:
+            return StepOutput((), replace(self.stats(), preemptions=len(plan.preempted)))
+        batch = build_batch(plan.scheduled, self._runner.block_size, self._runner.dtype, self._runner.device)
+        laid_out = clock()
+        logit_SV = self._runner.execute(batch)
+        computed = clock()
+        sampling = [item for item in plan.scheduled if item.samples]
+        drafted = sum(item.num_drafts for item in sampling)
+        chosen = self._choose(plan, logit_SV)
+        advance(plan, [[item.token for item in items] for items in chosen])
+        sampled = clock()
+        deltas = [self._react(self._choices[item.seq.seq_id], new) for item, new in zip(sampling, chosen, strict=True)]
+        accepted = 0
+        if drafted:
+            for item, new in zip(sampling, chosen, strict=True):
+                if item.num_drafts:
+                    accepted += len(new) - 1
+        state = self._state
+        stats = StepStats(
+            running=len(state.running),
+            waiting=len(state.waiting),
+            kv_cache_usage=state.blocks.usage,
+            prompt_tokens=sum(seq.num_prompt_tokens for seq in fresh),
+            cached_tokens=sum(seq.num_cached_tokens for seq in fresh),
+            generation_tokens=sum(len(delta.tokens) for delta in deltas),
+            preemptions=len(plan.preempted),
+            step_tokens=plan.num_tokens,
+            num_drafts=sum(item.num_drafts > 0 for item in sampling) if drafted else 0,
+            draft_tokens=drafted,
+            accepted_tokens=accepted,
+            schedule_seconds=laid_out - begin,
+            forward_seconds=computed - laid_out,
+            sample_seconds=sampled - computed,
+            detokenize_seconds=clock() - sampled,
         )
+        return StepOutput(tuple(deltas), stats)
 
     def stats(self) -> StepStats:
         """The state alone."""
@@ -224,29 +279,72 @@ class EngineCore:
         """Drop the prefix cache, for instance after warming up."""
         self._state.blocks.forget()
 
-    def _react(self, choice: Choice, sampled: Sampled) -> Delta:
-        """Text and end of one choice after a token."""
-        seq, params = choice.seq, choice.seq.params
+    def sleep(self) -> None:
+        """Give the memory of weights and cache back; what runs is computed anew after `wake`. Twice is harmless."""
+        if self.asleep:
+            return
+        while self._state.running:
+            preempt(self._state)
+        self.forget_prefixes()
+        self._runner.release()
+        self.asleep = True
+        give_back_memory()
+
+    def wake(self) -> None:
+        """Load the weights again and go on. Raises ModelError where they are gone; then it sleeps on."""
+        if self.asleep:
+            self._runner.restore()
+            self.asleep = False
+
+    def _guess(self) -> None:
+        """Give drafts to the sequences that decode."""
+        decoding = [seq for seq in self._state.running if seq.decoding]
+        for seq in decoding:
+            choice = self._choices[seq.seq_id]
+            longest = min(self.config.max_model_len, seq.num_prompt_tokens + seq.params.max_tokens)
+            most = min(self._speculative_tokens, DRAFT_ROWS // len(decoding), longest - seq.num_tokens - 1)
+            if most > 0 and choice.drafter is not None:
+                seq.drafts = without_end(choice.drafter.propose(seq.tokens, most), choice.end_tokens)
+
+    def _choose(self, plan: SchedulerOutput, logit_SV: Tensor) -> list[list[Sampled]]:
+        """The new tokens of each item that samples; on the way, rows of prompts are scored."""
+        sampling = [item for item in plan.scheduled if item.samples]
+        states = [self._choices[item.seq.seq_id].sampler for item in sampling]
+        if len(logit_SV) == len(sampling) and not any(item.seq.scoring for item in plan.scheduled):
+            return [[item] for item in sample(logit_SV, states)]
+        first_rows: list[int] = []
+        row = 0
+        for item in plan.scheduled:
+            seq, wanted = item.seq, item.wanted
+            if seq.scoring and (tokens := seq.prompt[wanted.start + 1 : wanted.stop + 1]):
+                counts = [seq.params.prompt_logprobs or 0] * len(tokens)
+                scores = with_logprobs(logit_SV[row : row + len(tokens)], tokens, counts, ranks=True)
+                self._choices[seq.seq_id].prompt_logprobs.extend(scores)
+            row += len(wanted)
+            if item.samples:
+                first_rows.append(row - 1 - item.num_drafts)
+
+        def choose(which: list[int], depth: int) -> list[Sampled]:
+            return sample(logit_SV[[first_rows[index] + depth for index in which]], [states[index] for index in which])
+
+        drafts = [list(item.seq.drafts) for item in sampling]
+        chosen = verify(drafts, choose, lambda item: item.token)
+        for item, new in zip(sampling, chosen, strict=True):
+            drafter = self._choices[item.seq.seq_id].drafter
+            if item.num_drafts and drafter is not None:
+                drafter.learn(item.seq.num_tokens, item.num_drafts, len(new) - 1)
+        return chosen
+
+    def _react(self, choice: Choice, chosen: list[Sampled]) -> Delta:
+        """Text and end of one choice after new tokens; those behind its end are dropped."""
+        seq, text, used = choice.seq, "", 0
         reason: FinishReason | None = None
         stop_reason: str | int | None = None
-        early = seq.num_output_tokens < params.min_tokens
-        text = ""
-        if sampled.token in choice.end_tokens and not early:
-            reason = FinishReason.STOP
-            if sampled.token in params.stop_token_ids:
-                stop_reason = sampled.token
-            if not params.skip_special_tokens and params.include_stop_str_in_output:
-                text = choice.detokenizer.push(sampled.token)
-        else:
-            text = choice.detokenizer.push(sampled.token)
-            if seq.num_output_tokens >= params.max_tokens or seq.num_tokens >= self.config.max_model_len:
-                reason = FinishReason.LENGTH
-        if reason is not None:
-            text += choice.detokenizer.flush()
-        if not early:
-            text = choice.stops.push(text, last=reason is not None)
-            if choice.stops.found is not None:
-                reason, stop_reason = FinishReason.STOP, choice.stops.found
+        before = seq.num_output_tokens - len(chosen)
+        while reason is None and used < len(chosen):
+            used += 1
+            piece, reason, stop_reason = self._judge(choice, chosen[used - 1].token, before + used)
+            text += piece
         if reason is not None:
             finish(self._state, seq, reason)
             del self._choices[seq.seq_id]
@@ -254,18 +352,48 @@ class EngineCore:
             left.remove(seq.seq_id)
             if not left:
                 del self._requests[choice.request_id]
-        return self._delta(choice, text, sampled, stop_reason)
+        return self._delta(choice, text, tuple(chosen[:used]), stop_reason)
+
+    def _judge(
+        self, choice: Choice, token: int, num_output_tokens: int
+    ) -> tuple[str, FinishReason | None, str | int | None]:
+        """The text that a choice's newest token completes, and whether and why it is the last one."""
+        seq, params = choice.seq, choice.seq.params
+        reason: FinishReason | None = None
+        stop_reason: str | int | None = None
+        early = num_output_tokens < params.min_tokens
+        text = ""
+        if token in choice.end_tokens and not early:
+            reason = FinishReason.STOP
+            if token in params.stop_token_ids:
+                stop_reason = token
+            if not params.skip_special_tokens and params.include_stop_str_in_output:
+                text = choice.detokenizer.push(token)
+        else:
+            text = choice.detokenizer.push(token)
+            full = seq.num_prompt_tokens + num_output_tokens >= self.config.max_model_len
+            if num_output_tokens >= params.max_tokens or full:
+                reason = FinishReason.LENGTH
+        if reason is not None:
+            text += choice.detokenizer.flush()
+        if not early:
+            text = choice.stops.push(text, last=reason is not None)
+            if choice.stops.found is not None:
+                reason, stop_reason = FinishReason.STOP, choice.stops.found
+        return text, reason, stop_reason
 
     @staticmethod
-    def _delta(choice: Choice, text: str, sampled: Sampled | None, stop_reason: str | int | None) -> Delta:
+    def _delta(choice: Choice, text: str, tokens: tuple[Sampled, ...], stop_reason: str | int | None) -> Delta:
+        scores, choice.prompt_logprobs = choice.prompt_logprobs, []
         return Delta(
             request_id=choice.request_id,
             index=choice.index,
             text=text,
-            tokens=() if sampled is None else (sampled,),
+            tokens=tokens,
             finish_reason=choice.seq.finish_reason,
             stop_reason=stop_reason,
             num_cached_tokens=choice.seq.num_cached_tokens,
             num_preemptions=choice.seq.num_preemptions,
             queue_seconds=choice.queue_seconds,
+            prompt_logprobs=tuple(scores),
         )

@@ -11,6 +11,7 @@ Shapes: N tokens of a step, D width, H heads, K key-value heads, W head width, P
 G rows of a decode group, L tokens of context.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,10 @@ class Layer:
 
 
 class LlamaRunner:
-    """Runs batches; owns weights and cache. `weights` is emptied while layers are built, so nothing is held twice."""
+    """Runs batches; owns weights and cache. `weights` is emptied while layers are built, so nothing is held twice.
+
+    `reload` reads the same weights again, for `restore`.
+    """
 
     def __init__(
         self,
@@ -48,21 +52,41 @@ class LlamaRunner:
         block_size: int = 16,
         max_length: int | None = None,
         pack: bool = True,
+        reload: Callable[[], dict[str, Tensor]] | None = None,
     ) -> None:
         self.config = config
         self.block_size = block_size
         self.num_blocks = num_blocks
-        self.embedding = weights.pop(EMBEDDING)
-        self.dtype, self.device = self.embedding.dtype, self.embedding.device
-        self.layers = [self._layer(weights, index, pack) for index in range(config.layers)]
-        self.norm = weights.pop("model.norm.weight")
-        head = self.embedding if config.tied_embeddings else weights.pop(HEAD)
-        self.head = PackedLinear(head, pack=pack)
+        self.dtype, self.device = weights[EMBEDDING].dtype, weights[EMBEDDING].device
+        self._pack, self._reload = pack, reload
+        self._take(weights)
         position = torch.arange(max_length or config.max_length, dtype=torch.float32)
         angle_TP = position[:, None] * rope_frequencies(config.head_width, config.rope_theta, config.rope_scaling)
         self.turn_TP = torch.polar(torch.ones_like(angle_TP), angle_TP).to(self.device)  # cos + i sin
-        shape = (num_blocks, block_size * 2 * config.key_value_heads * config.head_width)
+
+    def _take(self, weights: dict[str, Tensor]) -> None:
+        """Build the layers and an empty cache."""
+        config = self.config
+        self.embedding = weights.pop(EMBEDDING)
+        self.layers = [self._layer(weights, index, self._pack) for index in range(config.layers)]
+        self.norm = weights.pop("model.norm.weight")
+        head = self.embedding if config.tied_embeddings else weights.pop(HEAD)
+        self.head = PackedLinear(head, pack=self._pack)
+        shape = (self.num_blocks, self.block_size * 2 * config.key_value_heads * config.head_width)
         self.caches = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(config.layers)]
+
+    def release(self) -> None:
+        """Let go of weights and cache; nothing can be computed before `restore`."""
+        if self._reload is None:
+            raise RuntimeError("this runner was given no way to read its weights again")
+        self.layers, self.caches = [], []
+        del self.embedding, self.norm, self.head
+
+    def restore(self) -> None:
+        """Read the weights again; the cache is empty."""
+        if self._reload is None:
+            raise RuntimeError("this runner was given no way to read its weights again")
+        self._take(self._reload())
 
     @staticmethod
     def block_bytes(config: LlamaConfig, dtype: torch.dtype, block_size: int = 16) -> int:

@@ -149,7 +149,14 @@ def _language_model(
         budget=kv_cache_budget(weight_bytes, device),
         block_size=BLOCK_SIZE,
     )
-    runner = LlamaRunner(config, weights, num_blocks=num_blocks, block_size=BLOCK_SIZE, max_length=most)
+    runner = LlamaRunner(
+        config,
+        weights,
+        num_blocks=num_blocks,
+        block_size=BLOCK_SIZE,
+        max_length=most,
+        reload=lambda: load(loaded.directory, dtype, device).weights,
+    )
     generation = {}
     if (loaded.directory / GENERATION_FILE).is_file():
         generation = read_json(loaded.directory / GENERATION_FILE)
@@ -157,7 +164,7 @@ def _language_model(
     if tokenizer.eos_token_id is not None:
         ends.add(tokenizer.eos_token_id)
     scheduler = SchedulerConfig(settings.max_num_seqs, settings.max_num_batched_tokens, most)
-    core = EngineCore(runner, scheduler, tokenizer, frozenset(ends))
+    core = EngineCore(runner, scheduler, tokenizer, frozenset(ends), speculative_tokens=settings.speculative_tokens)
     _warm_up(core, min(64, most - 2))
     return LanguageModel(core, tokenizer, generation, config.vocabulary_size, most, dtype, found)
 

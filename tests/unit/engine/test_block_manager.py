@@ -73,9 +73,9 @@ def test_idle_cached_blocks_count_once_when_a_sequence_asks_for_room() -> None:
     compute_all(blocks, first)
     blocks.free(first)
     again = sequence([1] * 12)  # two cached blocks, both idle, and one more: exactly three
-    assert blocks.can_admit(again, blocks.match(again))
+    assert blocks.num_needed_blocks(again, blocks.match(again)) == blocks.num_free_blocks
     longer = sequence([1] * 13)
-    assert not blocks.can_admit(longer, blocks.match(longer))
+    assert blocks.num_needed_blocks(longer, blocks.match(longer)) > blocks.num_free_blocks
 
 
 @pytest.mark.parametrize(("number", "size"), [(0, 4), (4, 0)])
@@ -104,10 +104,10 @@ class Machine(RuleBasedStateMachine):
     def admit(self, tokens: list[int]) -> None:
         seq = sequence(tokens)
         cached = self.blocks.match(seq)
-        if self.blocks.can_admit(seq, cached):
+        if self.blocks.num_needed_blocks(seq, cached) <= self.blocks.num_free_blocks:
             self.blocks.admit(seq, cached)
             count = seq.num_tokens - seq.num_computed_tokens
-            assert self.blocks.allocate(seq, count), "can_admit promised room"
+            assert self.blocks.allocate(seq, count), "num_needed_blocks promised room"
             self.write(seq, count)
             self.live.append(seq)
 

@@ -83,7 +83,7 @@ def test_chunks_prefix_hits_mixed_batches_and_preemption_do_not_change_the_logit
         for seq, row in zip(sampling, logits, strict=True):
             torch.testing.assert_close(row, expected_logits(MODEL, seq.tokens), atol=3e-5, rtol=3e-5)
             checked += 1
-        advance(plan, logits.argmax(-1).tolist())
+        advance(plan, [[token] for token in logits.argmax(-1).tolist()])
         for seq in [seq for seq in state.running if seq.num_output_tokens >= 4]:
             state.running.remove(seq)
             state.blocks.free(seq)

@@ -23,7 +23,7 @@ def state_of(num_blocks: int = 64, **prompts: int) -> tuple[SchedulerState, dict
 def step(state: SchedulerState, config: SchedulerConfig) -> dict[int, int]:
     """One step with made-up tokens: how many tokens each sequence computed."""
     output = schedule(state, config)
-    advance(output, [7] * sum(item.samples for item in output.scheduled))
+    advance(output, [[7] for item in output.scheduled if item.samples])
     return {item.seq.seq_id: item.num_new_tokens for item in output.scheduled}
 
 
@@ -48,7 +48,7 @@ def test_no_more_sequences_run_at_once_than_allowed() -> None:
 
 
 def test_when_blocks_run_out_the_last_one_gives_way_and_is_computed_anew() -> None:
-    state, seqs = state_of(num_blocks=4, a=7, b=7)
+    state, seqs = state_of(num_blocks=5, a=7, b=7)
     config = SchedulerConfig()
     for _ in range(2):
         step(state, config)  # two blocks each, both full after the second step
@@ -120,7 +120,7 @@ def test_whatever_arrives_every_sequence_ends_and_no_block_is_left(
             assert len(item.seq.block_table) == state.blocks.blocks_for(item.start + item.num_new_tokens)
         if state.running or state.waiting:
             assert output.scheduled, "somebody advances in every step"
-        advance(output, [1] * sum(item.samples for item in output.scheduled))
+        advance(output, [[1] for item in output.scheduled if item.samples])
         for seq in list(state.running):
             answer, leaves = wanted[seq.seq_id]
             if seq.num_output_tokens >= (answer // 2 if leaves else answer):
