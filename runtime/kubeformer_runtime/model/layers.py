@@ -7,12 +7,22 @@ so x_BTD holds one vector of the model's width for every token of every row.
 """
 
 import math
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kubeformer_runtime.model.config import Activation, RopeScaling
+from kubeformer_runtime.model.decoder_config import DecoderActivation
+
+# Of an MLP without a gate. GELUTanh is GPT-2's approximation.
+PLAIN_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "ReLU": F.relu,
+    "GELU": F.gelu,
+    "GELUTanh": partial(F.gelu, approximate="tanh"),
+}
 
 
 def rope_frequencies(head_width: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
@@ -64,29 +74,43 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with rotary positions; fewer key-value heads than heads is grouped-query attention.
 
-    Names of the four projections are Hugging Face's, so a state dict needs no translation.
+    With `qk_norm_epsilon` every head of q and k goes through an RMSNorm before it is turned (Qwen3).
+    Names of the projections and norms are Hugging Face's, so a state dict needs no translation.
     """
 
-    def __init__(self, width: int, heads: int, key_value_heads: int, head_width: int, bias: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        key_value_heads: int,
+        head_width: int,
+        bias: bool,
+        *,
+        output_bias: bool | None = None,
+        qk_norm_epsilon: float | None = None,
+    ) -> None:
         super().__init__()
         self.heads, self.key_value_heads, self.head_width = heads, key_value_heads, head_width
         self.q_proj = nn.Linear(width, heads * head_width, bias=bias)
         self.k_proj = nn.Linear(width, key_value_heads * head_width, bias=bias)
         self.v_proj = nn.Linear(width, key_value_heads * head_width, bias=bias)
-        self.o_proj = nn.Linear(heads * head_width, width, bias=bias)
+        self.o_proj = nn.Linear(heads * head_width, width, bias=bias if output_bias is None else output_bias)
+        self.q_norm = RMSNorm(head_width, qk_norm_epsilon) if qk_norm_epsilon is not None else nn.Identity()
+        self.k_norm = RMSNorm(head_width, qk_norm_epsilon) if qk_norm_epsilon is not None else nn.Identity()
 
-    def forward(
-        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor] | None, mask_B11T: Tensor | None, causal: bool
-    ) -> Tensor:
-        """Every token looks at all tokens that `mask_B11T` (True: look) and `causal` allow; returns (B, T, D)."""
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, causal: bool) -> Tensor:
+        """Every token looks at all tokens that `mask` (True: look; broadcast to (B, H, T, T)) and `causal` allow.
+
+        Give one of the two. Returns (B, T, D).
+        """
         b, t, _ = x_BTD.shape
-        q_BHTW = self.q_proj(x_BTD).view(b, t, self.heads, self.head_width).transpose(1, 2)
-        k_BKTW = self.k_proj(x_BTD).view(b, t, self.key_value_heads, self.head_width).transpose(1, 2)
+        q_BHTW = self.q_norm(self.q_proj(x_BTD).view(b, t, self.heads, self.head_width)).transpose(1, 2)
+        k_BKTW = self.k_norm(self.k_proj(x_BTD).view(b, t, self.key_value_heads, self.head_width)).transpose(1, 2)
         v_BKTW = self.v_proj(x_BTD).view(b, t, self.key_value_heads, self.head_width).transpose(1, 2)
         if rope is not None:
             q_BHTW, k_BKTW = rotate(q_BHTW, *rope), rotate(k_BKTW, *rope)
         y_BHTW = F.scaled_dot_product_attention(
-            q_BHTW, k_BKTW, v_BKTW, mask_B11T, is_causal=causal, enable_gqa=self.heads != self.key_value_heads
+            q_BHTW, k_BKTW, v_BKTW, mask, is_causal=causal, enable_gqa=self.heads != self.key_value_heads
         )
         y: Tensor = self.o_proj(y_BHTW.transpose(1, 2).reshape(b, t, self.heads * self.head_width))
         return y
@@ -110,16 +134,22 @@ class GatedMLP(nn.Module):
 class PlainMLP(nn.Module):
     """down(activation(up(x))), the MLP of the first Transformers."""
 
-    def __init__(self, width: int, mlp_width: int, activation: Activation) -> None:
+    def __init__(self, width: int, mlp_width: int, activation: Activation | DecoderActivation) -> None:
         super().__init__()
         self.up_proj = nn.Linear(width, mlp_width)
         self.down_proj = nn.Linear(mlp_width, width)
-        self.activation = F.relu if activation == "ReLU" else F.gelu
+        self.activation = PLAIN_ACTIVATIONS[activation]
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
         y: Tensor = self.down_proj(self.activation(self.up_proj(x_BTD)))
         return y
+
+
+def window_mask(position_T: Tensor, position_L: Tensor, window: int | None) -> Tensor:
+    """(T, L), True where a token at one position may look at the other: not ahead, and `window` back with itself."""
+    back_TL = position_T[:, None] - position_L[None, :]
+    return back_TL >= 0 if window is None else (back_TL >= 0) & (back_TL < window)
 
 
 def initialise(module: nn.Module, deviation: float, layers: int) -> None:

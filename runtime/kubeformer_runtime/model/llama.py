@@ -1,6 +1,7 @@
-"""A Llama-family decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+"""A decoder, written to be read: norm, attention, norm, MLP; what exactly they are, the config's features say.
 
-Its state dict carries Hugging Face's names, so any LlamaForCausalLM directory loads as it is and what we save
+Its state dict carries Llama's names in Hugging Face's spelling, so any LlamaForCausalLM, MistralForCausalLM,
+Qwen2ForCausalLM or Qwen3ForCausalLM directory loads as it is, a GPT2LMHeadModel after gpt2.py, and what we save
 loads in transformers and vLLM. For training and for reference; the engine runs the same weights over a paged
 cache. Shapes: see layers.py.
 """
@@ -10,25 +11,54 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kubeformer_runtime.model.config import LlamaConfig
-from kubeformer_runtime.model.layers import Attention, GatedMLP, RMSNorm, initialise, rope_frequencies, rope_table
+from kubeformer_runtime.model.layers import (
+    Attention,
+    GatedMLP,
+    PlainMLP,
+    RMSNorm,
+    initialise,
+    rope_frequencies,
+    rope_table,
+    window_mask,
+)
+
+
+def make_norm(config: LlamaConfig) -> nn.Module:
+    """A norm over the model's width."""
+    kind = nn.LayerNorm if config.norm == "LayerNorm" else RMSNorm
+    return kind(config.width, config.norm_epsilon)
 
 
 class LlamaLayer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); dropout on both branches while training."""
 
-    def __init__(self, config: LlamaConfig, dropout: float) -> None:
+    def __init__(self, config: LlamaConfig, index: int, dropout: float) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.width, config.norm_epsilon)
+        self.input_layernorm = make_norm(config)
         self.self_attn = Attention(
-            config.width, config.heads, config.key_value_heads, config.head_width, config.attention_bias
+            config.width,
+            config.heads,
+            config.key_value_heads,
+            config.head_width,
+            config.attention_bias,
+            output_bias=config.has_output_bias,
+            qk_norm_epsilon=config.norm_epsilon if config.qk_norm else None,
         )
-        self.post_attention_layernorm = RMSNorm(config.width, config.norm_epsilon)
-        self.mlp = GatedMLP(config.width, config.mlp_width, config.mlp_bias)
+        self.post_attention_layernorm = make_norm(config)
+        self.mlp: nn.Module
+        if config.activation == "SwiGLU":
+            self.mlp = GatedMLP(config.width, config.mlp_width, config.mlp_bias)
+        else:
+            self.mlp = PlainMLP(config.width, config.mlp_width, config.activation)
+        self.window = config.window_of(index)
         self.dropout = dropout
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor] | None, position_T: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        attended_BTD = self.self_attn(self.input_layernorm(x_BTD), rope, None, causal=True)
+        mask_TT = None
+        if self.window is not None and self.window < len(position_T):
+            mask_TT = window_mask(position_T, position_T, self.window)
+        attended_BTD = self.self_attn(self.input_layernorm(x_BTD), rope, mask_TT, causal=mask_TT is None)
         x_BTD = x_BTD + F.dropout(attended_BTD, self.dropout, self.training)
         thought_BTD = self.mlp(self.post_attention_layernorm(x_BTD))
         return x_BTD + F.dropout(thought_BTD, self.dropout, self.training)
@@ -40,19 +70,25 @@ class LlamaBody(nn.Module):
     def __init__(self, config: LlamaConfig, dropout: float) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocabulary_size, config.width)
-        self.layers = nn.ModuleList(LlamaLayer(config, dropout) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_epsilon)
+        self.embed_positions = nn.Embedding(config.max_length, config.width) if config.positions == "Learned" else None
+        self.layers = nn.ModuleList(LlamaLayer(config, index, dropout) for index in range(config.layers))
+        self.norm = make_norm(config)
         self.dropout = dropout
         frequency_P = rope_frequencies(config.head_width, config.rope_theta, config.rope_scaling)
         self.register_buffer("frequency_P", frequency_P, persistent=False)
 
     def forward(self, token_BT: Tensor) -> Tensor:
         """(B, T) token ids to (B, T, D) after the last norm."""
-        frequency_P = self.get_buffer("frequency_P")
-        rope = rope_table(frequency_P, torch.arange(token_BT.shape[1], device=token_BT.device))
-        x_BTD: Tensor = F.dropout(self.embed_tokens(token_BT), self.dropout, self.training)
+        position_T = torch.arange(token_BT.shape[1], device=token_BT.device)
+        x_BTD: Tensor = self.embed_tokens(token_BT)
+        rope = None
+        if self.embed_positions is not None:
+            x_BTD = x_BTD + self.embed_positions(position_T)
+        else:
+            rope = rope_table(self.get_buffer("frequency_P"), position_T)
+        x_BTD = F.dropout(x_BTD, self.dropout, self.training)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, rope)
+            x_BTD = layer(x_BTD, rope, position_T)
         y_BTD: Tensor = self.norm(x_BTD)
         return y_BTD
 

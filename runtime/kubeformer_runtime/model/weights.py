@@ -1,4 +1,4 @@
-"""Weights in and out of a model directory: safetensors, whole or sharded, under Hugging Face's names.
+"""Weights in and out of a model directory: safetensors, whole or sharded, under Llama's names.
 
 loaded = load("/models/spam", torch.float32, "cpu")     # LoadedModel: config and weights by name
 module = loaded.module()                                # a Llama or a Classifier in evaluation mode
@@ -29,10 +29,12 @@ from kubeformer_runtime.model.config import (
     read_json,
 )
 from kubeformer_runtime.model.errors import ModelError
+from kubeformer_runtime.model.gpt2 import from_gpt2, name_in_file, to_gpt2
 from kubeformer_runtime.model.llama import Llama
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -40,7 +42,8 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 class LoadedModel:
     """A model directory in memory. `weights` maps state-dict names to tensors of one dtype on one device.
 
-    With tied embeddings a Llama's weights hold "model.embed_tokens.weight" and no "lm_head.weight".
+    A decoder's weights carry Llama's names and layout, GPT-2's too (see gpt2.py). With tied embeddings they hold
+    "model.embed_tokens.weight" and no "lm_head.weight".
     """
 
     directory: Path
@@ -61,11 +64,14 @@ def load(directory: str | Path, dtype: torch.dtype = torch.float32, device: torc
     config = read_config(directory)
     weights = read_weights(directory, dtype, device)
     if isinstance(config, LlamaConfig):
+        if config.family == "gpt2":
+            weights = from_gpt2(weights)
         if config.tied_embeddings:
             weights.pop(HEAD, None)
         # Old exports carry the rotary frequencies as a tensor; they follow from config.json.
         weights = {name: tensor for name, tensor in weights.items() if not name.endswith("rotary_emb.inv_freq")}
     check_weights(config, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    check_values(weights)
     return LoadedModel(Path(directory), config, weights)
 
 
@@ -89,7 +95,7 @@ def read_weights(
                     weights[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
         except FileNotFoundError:
             raise ModelError(f"{INDEX_FILE} names {path.name}, which is not there", Reason.MODEL_NOT_FOUND) from None
-        except SafetensorError as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(f"{path} is damaged: {error}") from None
     return weights
 
@@ -106,20 +112,80 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / name for name in names]
     if (directory / WEIGHTS_FILE).is_file():
         return [directory / WEIGHTS_FILE]
+    if pickled := sorted(path.name for suffix in PICKLED for path in directory.glob(suffix)):
+        raise ModelError(
+            f"{directory} has its weights as {_some(pickled)}, a pickle, which can run code when it is read; "
+            f"publish the model as {WEIGHTS_FILE}"
+        )
     raise ModelError(f"{directory} has neither {WEIGHTS_FILE} nor {INDEX_FILE}", Reason.MODEL_NOT_FOUND)
 
 
 def check_weights(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises ModelError where names or shapes are not those of a model with this config."""
-    with _Unfilled():
-        expected = {name: tuple(tensor.shape) for name, tensor in tensors_of(empty(config)).items()}
+    expected = shapes_of(config)
+    gpt2 = isinstance(config, LlamaConfig) and config.family == "gpt2"
+
+    def called(name: str) -> str:
+        return name_in_file(name) if gpt2 else name
+
     if missing := sorted(expected.keys() - shapes.keys()):
-        raise ModelError(f"the weights lack {_some(missing)}, which {CONFIG_FILE} asks for")
+        names = sorted({called(name) for name in missing})
+        raise ModelError(f"the weights lack {_some(names)}, which {CONFIG_FILE} asks for")
     if extra := sorted(shapes.keys() - expected.keys()):
         raise ModelError(f"the weights hold {_some(extra)}, which {CONFIG_FILE} does not know")
     for name, shape in expected.items():
         if shapes[name] != shape:
-            raise ModelError(f"{name} has shape {shapes[name]}, but {CONFIG_FILE} makes it {shape}")
+            within = f"{called(name)}: " if called(name) != name else ""
+            raise ModelError(f"{within}{name} has shape {shapes[name]}, but {CONFIG_FILE} makes it {shape}")
+
+
+def check_values(weights: Mapping[str, Tensor]) -> None:
+    """Raises ModelError where a tensor does not hold numbers: integers of a quantised file, NaN, infinity."""
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise ModelError(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, not as real numbers")
+        # Any NaN or infinity shows in the sum; a sum of finite numbers that is too large is looked at again.
+        if not bool(tensor.sum(dtype=torch.float32).isfinite()) and not bool(tensor.isfinite().all()):
+            raise ModelError(f"{name} holds numbers that are not finite (NaN or infinity): the file is damaged")
+
+
+def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a model with this config has."""
+    if not isinstance(config, LlamaConfig):
+        try:
+            with _Unfilled():
+                return {name: tuple(tensor.shape) for name, tensor in tensors_of(empty(config)).items()}
+        except RuntimeError:
+            raise ModelError(f"{CONFIG_FILE} describes a model that is larger than any memory") from None
+    wide, inner = config.heads * config.head_width, config.key_value_heads * config.head_width
+    layer_norm = config.norm == "LayerNorm"
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def add(name: str, *shape: int, bias: bool = False) -> None:
+        shapes[f"{name}.weight"] = shape
+        if bias:
+            shapes[f"{name}.bias"] = shape[:1]
+
+    add("model.embed_tokens", config.vocabulary_size, config.width)
+    if config.positions == "Learned":
+        add("model.embed_positions", config.max_length, config.width)
+    for index in range(config.layers):
+        layer = f"model.layers.{index}"
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            add(f"{layer}.{norm}", config.width, bias=layer_norm)
+        for part, rows in (("q", wide), ("k", inner), ("v", inner)):
+            add(f"{layer}.self_attn.{part}_proj", rows, config.width, bias=config.attention_bias)
+        add(f"{layer}.self_attn.o_proj", config.width, wide, bias=config.has_output_bias)
+        if config.qk_norm:
+            add(f"{layer}.self_attn.q_norm", config.head_width)
+            add(f"{layer}.self_attn.k_norm", config.head_width)
+        for part in ("gate", "up") if config.activation == "SwiGLU" else ("up",):
+            add(f"{layer}.mlp.{part}_proj", config.mlp_width, config.width, bias=config.mlp_bias)
+        add(f"{layer}.mlp.down_proj", config.width, config.mlp_width, bias=config.mlp_bias)
+    add("model.norm", config.width, bias=layer_norm)
+    if not config.tied_embeddings:
+        add("lm_head", config.vocabulary_size, config.width)
+    return shapes
 
 
 class _Unfilled(TorchFunctionMode):
@@ -176,6 +242,8 @@ def save(directory: str | Path, module: Llama | Classifier, dtype: torch.dtype =
         keys = ("bos_token_id", "eos_token_id", "pad_token_id")
         _write_json(directory / GENERATION_FILE, {key: document[key] for key in keys if document[key] is not None})
     tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors_of(module).items()}
+    if isinstance(config, LlamaConfig) and config.family == "gpt2":
+        tensors = to_gpt2(tensors, config.layers)
     save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
 
 

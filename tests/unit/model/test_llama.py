@@ -154,7 +154,7 @@ class TestErrorsNameWhatIsWrong:
 
     def test_another_architecture(self, directory: Path) -> None:
         self.alter(directory, architectures=["BertModel"])
-        with pytest.raises(ModelError, match=r"BertModel.*known are LlamaForCausalLM"):
+        with pytest.raises(ModelError, match=r"BertModel.*supported are LlamaForCausalLM, Mistral"):
             load(directory)
 
     def test_another_activation(self, directory: Path) -> None:
