@@ -3,9 +3,11 @@
     async with aclosing(engine.generate([request])) as deltas:      # leaving the block early aborts the request
         async for delta in deltas: ...
 
+`batches` is the same with all that is there at once in one piece, for those who write it somewhere.
+
 Requests and aborts go to the thread through a queue and take effect between two steps. What a step has to tell
-comes back in one call to the event loop. If a step fails, the engine is dead: every request ends with
-EngineDeadError, and so does every later one.
+comes back in one call to the event loop. A consumer that falls too far behind loses its requests. If a step fails,
+the engine is dead: every request ends with EngineDeadError, and so does every later one.
 """
 
 import asyncio
@@ -22,20 +24,29 @@ from kubeformer_runtime.engine.core import Delta, EngineCore, Request, StepOutpu
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+MAX_BACKLOG = 16384  # deltas that wait for one consumer
+
 
 class EngineDeadError(RuntimeError):
     """The engine's thread has ended; only a new process helps."""
 
 
+class BacklogError(RuntimeError):
+    """A consumer fell too far behind; its requests are aborted."""
+
+
 class AsyncEngine:
     """Start it inside a running event loop; `close` ends the thread."""
 
-    def __init__(self, core: EngineCore, on_step: Callable[[StepStats], None] | None = None) -> None:
+    def __init__(
+        self, core: EngineCore, on_step: Callable[[StepStats], None] | None = None, *, max_backlog: int = MAX_BACKLOG
+    ) -> None:
         """`on_step` is called in the event loop after each step."""
         self.core = core
+        self._max_backlog = max_backlog
         self._on_step = on_step
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._streams: dict[str, asyncio.Queue[Delta | None]] = {}
+        self._streams: dict[str, asyncio.Queue[Delta | Exception]] = {}
         self._calls: set[asyncio.Future[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -51,6 +62,11 @@ class AsyncEngine:
         """Requests that are not finished."""
         return len(self._streams)
 
+    @property
+    def request_ids(self) -> list[str]:
+        """Ids of requests that are not finished."""
+        return list(self._streams)
+
     def start(self) -> None:
         """Begin to work."""
         self._loop = asyncio.get_running_loop()
@@ -63,33 +79,47 @@ class AsyncEngine:
             await asyncio.to_thread(self._thread.join)
 
     async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[Delta]:
+        """`batches`, one delta at a time."""
+        async with contextlib.aclosing(self.batches(requests)) as batches:
+            async for batch in batches:
+                for delta in batch:
+                    yield delta
+
+    async def batches(self, requests: Sequence[Request]) -> AsyncGenerator[list[Delta]]:
         """Deltas of all choices of all requests as they come; each choice's last one has a finish reason.
 
         Raises:
             ParameterError: a request can never run; then none does.
             EngineDeadError: the engine broke, now or earlier.
+            BacklogError: the caller did not take what came.
         """
         for request in requests:
             self.core.check(request)
         if not self.alive:
             raise EngineDeadError("the engine has stopped")
-        stream: asyncio.Queue[Delta | None] = asyncio.Queue()
+        stream: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         for request in requests:
             self._streams[request.request_id] = stream
         self._inbox.put(partial(self._add, requests))
         open_choices = sum(request.params.n for request in requests)
         try:
             while open_choices:
-                delta = await stream.get()
-                if delta is None:
-                    raise EngineDeadError("the engine has stopped")
-                open_choices -= delta.finish_reason is not None
-                yield delta
+                batch, item = [], await stream.get()
+                while True:
+                    if isinstance(item, Exception):
+                        raise item
+                    open_choices -= item.finish_reason is not None
+                    batch.append(item)
+                    if stream.empty():
+                        break
+                    item = stream.get_nowait()
+                yield batch
         finally:
-            for request in requests:
-                del self._streams[request.request_id]
+            ids = [request.request_id for request in requests]
+            for request_id in ids:
+                self._streams.pop(request_id, None)
             if open_choices:
-                self._inbox.put(partial(self._abort, requests))
+                self._inbox.put(partial(self._abort, ids))
 
     async def call(self, function: Callable[[], T]) -> T:
         """What `function` returns or raises; it runs in the engine's thread, between two steps.
@@ -134,9 +164,9 @@ class AsyncEngine:
         for request in requests:
             self.core.add(request)
 
-    def _abort(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            self.core.abort(request.request_id)
+    def _abort(self, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            self.core.abort(request_id)
         self._post(StepOutput((), self.core.stats()))
 
     def _run(self) -> None:
@@ -175,14 +205,29 @@ class AsyncEngine:
 
     def _deliver(self, output: StepOutput) -> None:
         for delta in output.deltas:
-            if (stream := self._streams.get(delta.request_id)) is not None:  # else aborted meanwhile
+            stream = self._streams.get(delta.request_id)
+            if stream is None:
+                continue  # aborted meanwhile
+            if stream.qsize() < self._max_backlog:
                 stream.put_nowait(delta)
+            else:
+                self._give_up(stream)
         if self._on_step is not None:
             self._on_step(output.stats)
 
+    def _give_up(self, stream: "asyncio.Queue[Delta | Exception]") -> None:
+        """Abort a consumer's requests and forget what waits for it."""
+        ids = [request_id for request_id, other in self._streams.items() if other is stream]
+        for request_id in ids:
+            del self._streams[request_id]
+        while not stream.empty():
+            stream.get_nowait()
+        stream.put_nowait(BacklogError(f"more than {self._max_backlog} deltas waited"))
+        self._inbox.put(partial(self._abort, ids))
+
     def _deliver_end(self) -> None:
         for stream in self._streams.values():
-            stream.put_nowait(None)
+            stream.put_nowait(EngineDeadError("the engine has stopped"))
         for future in list(self._calls):
             _settle(future, None, EngineDeadError("the engine has stopped"))
 

@@ -4,6 +4,7 @@ GET  /health /version /metrics /v1/models
 POST /v1/completions /v1/chat/completions /classify
 """
 
+import asyncio
 import json
 import logging
 import secrets
@@ -16,9 +17,12 @@ from pydantic import BaseModel, ValidationError
 
 from kubeformer_runtime.engine.async_engine import EngineDeadError
 from kubeformer_runtime.engine.sampling_params import ParameterError
-from kubeformer_runtime.server import generate
 from kubeformer_runtime.server.errors import ApiError, bad_request, from_validation
+from kubeformer_runtime.server.frames import ChunkFrames
+from kubeformer_runtime.server.generate import answer_stream, answer_whole, usage_of
+from kubeformer_runtime.server.prepare import Generation, prepare_chat, prepare_completion
 from kubeformer_runtime.server.protocol import (
+    NEUTRAL,
     UNSUPPORTED,
     ChatRequest,
     ClassifyRequest,
@@ -30,16 +34,20 @@ from kubeformer_runtime.server.serving import Phase, Serving
 logger = logging.getLogger(__name__)
 
 MAX_BODY = 16 << 20
+MAX_DEPTH = 64  # of JSON
+BODY_SECONDS = 60.0  # for a body to arrive
+STALL_SECONDS = 30.0  # after which a client that reads nothing of its stream is given up
+STALL = web.AppKey("stall_seconds", float)
 SERVING = web.AppKey("serving", Serving)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BodyType = TypeVar("BodyType", bound=BaseModel)
 GenerationBody = TypeVar("GenerationBody", CompletionRequest, ChatRequest)
 
 
-def make_app(serving: Serving) -> web.Application:
+def make_app(serving: Serving, *, stall_seconds: float = STALL_SECONDS) -> web.Application:
     """The application around one serving state."""
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors_in_shape])
-    app[SERVING] = serving
+    app[SERVING], app[STALL] = serving, stall_seconds
     app.add_routes(
         [
             web.get("/health", health),
@@ -84,7 +92,11 @@ async def parse(request: web.Request, kind: type[BodyType]) -> BodyType:
     """The request's body. Raises ApiError, which says what is wrong with it."""
     if request.content_type != "application/json":
         raise ApiError(415, f"The content type is {request.content_type}; send application/json.")
-    raw = await request.read()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            raw = await request.read()
+    except TimeoutError:
+        raise ApiError(408, f"The body did not arrive within {BODY_SECONDS:g} s; send it at once.") from None
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -96,35 +108,54 @@ async def parse(request: web.Request, kind: type[BodyType]) -> BodyType:
             json.dumps(document, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise bad_request("A text holds half of a surrogate pair, which is no character; send Unicode.") from None
-    document = {name: value for name, value in document.items() if value is not None or name not in UNSUPPORTED}
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _depth(document) > MAX_DEPTH:
+        raise bad_request(f"The body nests objects and lists more than {MAX_DEPTH} deep; flatten it.")
+    document = {
+        name: value
+        for name, value in document.items()
+        if name not in UNSUPPORTED or (value is not None and value not in NEUTRAL.get(name, ()))
+    }
     try:
         return kind.model_validate(document)
     except ValidationError as error:
         raise from_validation(error, UNSUPPORTED) from None
 
 
+def _depth(document: object) -> int:
+    """How deep objects and lists lie in each other."""
+    deepest, todo = 0, [(document, 1)]
+    while todo:
+        value, depth = todo.pop()
+        deepest = max(deepest, depth)
+        if isinstance(value, dict | list):
+            todo.extend((item, depth + 1) for item in (value.values() if isinstance(value, dict) else value))
+    return deepest - 1
+
+
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions."""
-    return await _generate(request, CompletionRequest, generate.prepare_completion)
+    return await _generate(request, CompletionRequest, prepare_completion)
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
-    return await _generate(request, ChatRequest, generate.prepare_chat)
+    return await _generate(request, ChatRequest, prepare_chat)
 
 
 async def _generate(
     request: web.Request,
     kind: type[GenerationBody],
-    prepare: Callable[[Serving, GenerationBody], generate.Generation],
+    prepare: Callable[[Serving, GenerationBody], Generation],
 ) -> web.StreamResponse:
     serving = request.app[SERVING]
     with serving.request():
         body = await parse(request, kind)
         generation = prepare(serving, body)
         if body.stream:
-            return await generate.answer_stream(request, generation, body.stream_options or StreamOptions())
-        return await generate.answer_whole(generation)
+            usage = usage_of(generation)
+            frames = ChunkFrames(generation, body.stream_options or StreamOptions(), usage)
+            return await answer_stream(request, generation, frames, usage, request.app[STALL])
+        return await answer_whole(generation)
 
 
 async def classify(request: web.Request) -> web.StreamResponse:

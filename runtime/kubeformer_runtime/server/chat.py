@@ -1,6 +1,7 @@
 """Chat templates: messages to the prompt that a model was trained on, as `transformers` renders them. Pure.
 
-Templates come with models, so they run in jinja2's immutable sandbox.
+Templates come with models, so they run in jinja2's immutable sandbox. Functions reach the model through the
+template's `tools`; a template that knows none gets them in the system message, and calls and results as text.
 """
 
 import datetime
@@ -10,11 +11,21 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from kubeformer_runtime.server.errors import ApiError, bad_request
+from kubeformer_runtime.server.protocol import Function, Message
 
-MAX_PROMPT_CHARACTERS = 10_000_000
+PREAMBLE = """You may call functions. These are defined, one JSON object a line, between <tools> and </tools>:
+<tools>
+{tools}
+</tools>
+To call a function, answer with its name and its arguments as one JSON object between <tool_call> and </tool_call>:
+<tool_call>
+{{"name": "the function's name", "arguments": {{"the argument's name": "its value"}}}}
+</tool_call>
+The results come back between <tool_response> and </tool_response>."""
 
 
 class ChatTemplate:
@@ -33,6 +44,28 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda form: clock().strftime(form)
         self._template = environment.from_string(source)
         self._special_tokens = dict(special_tokens)
+        tree = environment.parse(source)
+        self.names = frozenset(node.name for node in tree.find_all(jinja2.nodes.Name))  # variables that it reads
+        self._texts = frozenset(node.value for node in tree.find_all(jinja2.nodes.Const))
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template itself presents tools."""
+        return "tools" in self.names
+
+    @property
+    def knows_developers(self) -> bool:
+        """Whether the role "developer" is one of its own; elsewhere it means the system."""
+        return "developer" in self._texts
+
+    def check_variables(self, variables: Mapping[str, Any], taken: Sequence[str]) -> None:
+        """Raise ApiError for chat_template_kwargs that are set already (`taken`), or that the template never reads."""
+        for name in variables:
+            field = f"chat_template_kwargs.{name}"
+            if name in taken or name in self._special_tokens:
+                raise bad_request(f"{field} is set already; leave it out.", field)
+            if name not in self.names:
+                raise bad_request(f"{field} has no effect on this model's chat template; leave it out.", field)
 
     def render(
         self,
@@ -55,11 +88,6 @@ class ChatTemplate:
                 "continue_final_message and add_generation_prompt exclude each other; leave one of them out.",
                 "continue_final_message",
             )
-        taken = {"messages", "add_generation_prompt", *self._special_tokens}
-        if clash := sorted(taken & set(variables or {})):
-            raise bad_request(
-                f"chat_template_kwargs may not hold {clash[0]}; it is set already.", "chat_template_kwargs"
-            )
         try:
             text = self._template.render(
                 messages=list(messages),
@@ -72,6 +100,72 @@ class ChatTemplate:
         if continue_final_message:
             return _cut_after_last(text, messages[-1]["content"])
         return text
+
+
+def conversation(
+    messages: Sequence[Message], tools: Sequence[Function], template: ChatTemplate
+) -> list[dict[str, Any]]:
+    """The messages as the template wants them. Functions that it cannot present are put into the system message."""
+    native = template.takes_tools
+    out: list[dict[str, Any]] = []
+    calls: set[str] = set()
+    for place, message in enumerate(messages):
+        role = "system" if message.role == "developer" and not template.knows_developers else message.role
+        item: dict[str, Any] = {"role": role, "content": message.text}
+        if message.name is not None:
+            item["name"] = message.name
+        calls.update(call.id for call in message.tool_calls)
+        if message.tool_call_id is not None:
+            if message.tool_call_id not in calls:
+                field = f"messages.{place}.tool_call_id"
+                raise bad_request(
+                    f"{field} is {message.tool_call_id}, but no message before it has a call of this id.", field
+                )
+            item["tool_call_id"] = message.tool_call_id
+        if message.tool_calls:
+            functions = [_call(message, place, number) for number in range(len(message.tool_calls))]
+            if native:
+                item["tool_calls"] = [
+                    {"id": call.id, "type": "function", "function": function}
+                    for call, function in zip(message.tool_calls, functions, strict=True)
+                ]
+            else:
+                texts = [f"<tool_call>\n{_to_json(function)}\n</tool_call>" for function in functions]
+                item["content"] = "\n".join([*filter(None, [message.text]), *texts])
+        elif role == "tool" and not native:
+            item = {"role": "user", "content": f"<tool_response>\n{message.text}\n</tool_response>"}
+        out.append(item)
+    if tools and not native:
+        preamble = PREAMBLE.format(tools="\n".join(_to_json(tool["function"]) for tool in as_tools(tools)))
+        if out[0]["role"] == "system":
+            out[0] = out[0] | {"content": f"{out[0]['content']}\n\n{preamble}"}
+        else:
+            out.insert(0, {"role": "system", "content": preamble})
+    return out
+
+
+def as_tools(functions: Sequence[Function]) -> list[dict[str, Any]]:
+    """Functions as OpenAI writes `tools`, which is what templates expect."""
+    tools = []
+    for function in functions:
+        described = {"name": function.name, "description": function.description, "parameters": function.parameters}
+        tools.append(
+            {"type": "function", "function": {name: item for name, item in described.items() if item is not None}}
+        )
+    return tools
+
+
+def _call(message: Message, place: int, number: int) -> dict[str, Any]:
+    """One call with its arguments as an object, which is what templates expect."""
+    function = message.tool_calls[number].function
+    try:
+        arguments = json.loads(function.arguments or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        field = f"messages.{place}.tool_calls.{number}.function.arguments"
+        raise bad_request(f"{field} is no JSON object; give back what the model wrote.", field)
+    return {"name": function.name, "arguments": arguments}
 
 
 def _cut_after_last(text: str, content: str) -> str:

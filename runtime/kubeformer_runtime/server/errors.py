@@ -41,6 +41,15 @@ class ApiError(Exception):
         return web.json_response(self.document(), status=self.status, headers=self.headers)
 
 
+class FieldError(ValueError):
+    """What a validator of a request's body found. `field` is relative to the object; empty: the object itself."""
+
+    def __init__(self, field: str, predicate: str) -> None:
+        """`predicate` goes on after the field's name: "is missing; it is required"."""
+        super().__init__(predicate)
+        self.field = field
+
+
 def bad_request(message: str, param: str | None = None) -> ApiError:
     """A 400."""
     return ApiError(400, message, param)
@@ -52,9 +61,14 @@ def from_validation(error: ValidationError, known: Mapping[str, str]) -> ApiErro
     # A union reports each of its branches; one that looked inside knows more than "should be a string".
     inside = [e for e in found if len(e["loc"]) > len(found[0]["loc"]) and e["loc"][0] == found[0]["loc"][0]]
     first = inside[0] if inside and _is_branch(found[0]["loc"][-1]) else found[0]
-    place = [str(part) for part in first["loc"] if not _is_branch(part)]
+    unknown = first["type"] == "extra_forbidden"  # its last part is the client's own word
+    place = [str(part) for part in first["loc"][: len(first["loc"]) - unknown] if not _is_branch(part)]
+    place += [str(part) for part in first["loc"][-1:] if unknown]
+    if isinstance(cause := first.get("ctx", {}).get("error"), FieldError):
+        field = ".".join([*place, *filter(None, [cause.field])]) or "the body"
+        return bad_request(f"{field} {cause}.", field)
     field = ".".join(place) or "the body"
-    if first["type"] == "extra_forbidden":
+    if unknown:
         reason = known.get(field, f"{field} is not a parameter of this endpoint; remove it.")
         return bad_request(reason, field)
     if first["type"] == "missing":
@@ -62,17 +76,27 @@ def from_validation(error: ValidationError, known: Mapping[str, str]) -> ApiErro
     given = _short(first["input"])
     if first["type"] in ("value_error", "assertion_error"):
         return bad_request(f"{field} is {given}: {first['ctx']['error']}", field)
-    wanted = first["msg"].removeprefix("Input should be ")
+    wanted = _wanted(first["msg"])
     same = [e for e in found if [str(part) for part in e["loc"] if not _is_branch(part)] == place]
     if len(same) > 1:
-        wanted = " or ".join(dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in same))
+        wanted = " or ".join(dict.fromkeys(_wanted(e["msg"]) for e in same))
     return bad_request(f"{field} is {given}; it should be {wanted}.", field)
+
+
+def _wanted(message: str) -> str:
+    """pydantic's sentence as the end of ours."""
+    if " or instance of " in message:
+        return "an object"
+    message = message.removeprefix("Input should be ")
+    return message.replace("String should match pattern", "a text that matches")
 
 
 def _is_branch(part: int | str) -> bool:
     """Whether a part of pydantic's location names a union's branch and not a field, as `list[str]` does."""
     return isinstance(part, str) and (
-        any(mark in part for mark in "[]() -") or part in {"str", "int", "float", "bool", "none", "dict"}
+        any(mark in part for mark in "[]() -")
+        or part in {"str", "int", "float", "bool", "none", "dict"}
+        or part[:1].isupper()
     )
 
 

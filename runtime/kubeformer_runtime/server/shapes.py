@@ -1,4 +1,8 @@
-"""Answers of /v1/completions and /v1/chat/completions, whole and as chunks of a stream: OpenAI's JSON. Pure."""
+"""What answers consist of, and the shapes of /v1/completions, whole and as chunks of a stream: OpenAI's JSON. Pure.
+
+A field that vLLM adds to OpenAI's comes only where the request asked for it (token ids, prompt log-probabilities),
+but for `stop_reason`, which vLLM always sends. Chat has its shapes in chat_shape.py.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -6,6 +10,7 @@ from typing import Any
 
 from kubeformer_runtime.engine.core import Delta
 from kubeformer_runtime.engine.sampler import Sampled
+from kubeformer_runtime.server.tools import CallReader
 
 DecodeToken = Callable[[int], str]
 
@@ -17,6 +22,8 @@ class Head:
     id: str
     created: int
     model: str
+    service_tier: str | None = None  # given back where the request named one
+    metadata: dict[str, str] | None = None
 
 
 @dataclass(slots=True)
@@ -37,15 +44,35 @@ class Usage:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a request wants to see beside the text."""
+
+    logprobs: bool = False
+    token_ids: bool = False  # ids of prompt and answer
+    tokens_as_ids: bool = False  # log-probabilities call tokens token_id:N
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt of a request, as far as answers repeat it."""
+
+    tokens: list[int]
+    text: str = ""  # comes before each answer
+    tool_reader: Callable[[], CallReader] | None = None
+
+
 @dataclass(slots=True)
 class Choice:
     """One choice so far, for answers that are not streamed."""
 
     index: int
+    prompt: Prompt
     text: str = ""
     tokens: list[Sampled] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    prompt_logprobs: Sequence[Sampled | None] | None = None
 
     def take(self, delta: Delta) -> None:
         """Add what is new."""
@@ -55,145 +82,76 @@ class Choice:
             self.finish_reason, self.stop_reason = delta.finish_reason.value, delta.stop_reason
 
 
-class ChatShape:
-    """Shapes of /v1/chat/completions."""
-
-    id_prefix = "chatcmpl-"
-
-    def __init__(self, decode: DecodeToken, *, logprobs: bool) -> None:
-        self._decode, self._logprobs = decode, logprobs
-
-    def whole(self, head: Head, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
-        """An answer that is not streamed."""
-        return {
-            "id": head.id,
-            "object": "chat.completion",
-            "created": head.created,
-            "model": head.model,
-            "choices": [
-                {
-                    "index": choice.index,
-                    "message": {"role": "assistant", "content": choice.text},
-                    "logprobs": self.logprobs(choice.tokens),
-                    "finish_reason": choice.finish_reason,
-                    "stop_reason": choice.stop_reason,
-                }
-                for choice in choices
-            ],
-            "usage": usage.document(),
-        }
-
-    def first(self, head: Head, index: int, text: str = "") -> dict[str, Any]:
-        """The chunk that opens a choice."""
-        return self._chunk(head, index, {"role": "assistant", "content": text}, None, None, None)
-
-    def chunk(self, head: Head, index: int, delta: Delta) -> dict[str, Any]:
-        """What a step added to a choice."""
-        reason = delta.finish_reason.value if delta.finish_reason else None
-        return self._chunk(head, index, {"content": delta.text}, self.logprobs(delta.tokens), reason, delta.stop_reason)
-
-    def end(self, head: Head, usage: Usage) -> dict[str, Any]:
-        """The last chunk of a stream that asked for usage."""
-        return self._frame(head, []) | {"usage": usage.document()}
-
-    def logprobs(self, tokens: Sequence[Sampled]) -> dict[str, Any] | None:
-        """Log-probabilities of the chosen tokens and their alternatives."""
-        if not self._logprobs:
-            return None
-        content = []
-        for item in tokens:
-            top = [self._logprob(other.token, other.logprob) for other in item.top]
-            content.append(self._logprob(item.token, item.logprob) | {"top_logprobs": top})
-        return {"content": content}
-
-    def _logprob(self, token: int, logprob: float | None) -> dict[str, Any]:
-        text = self._decode(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
-
-    def _chunk(
-        self,
-        head: Head,
-        index: int,
-        delta: dict[str, str],
-        logprobs: dict[str, Any] | None,
-        reason: str | None,
-        stop_reason: str | int | None,
-    ) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        if stop_reason is not None:
-            choice["stop_reason"] = stop_reason
-        return self._frame(head, [choice])
-
-    @staticmethod
-    def _frame(head: Head, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": head.id,
-            "object": "chat.completion.chunk",
-            "created": head.created,
-            "model": head.model,
-            "choices": choices,
-        }
-
-
 class CompletionShape:
     """Shapes of /v1/completions."""
 
     id_prefix = "cmpl-"
 
-    def __init__(self, decode: DecodeToken, *, logprobs: bool) -> None:
-        self._decode, self._logprobs = decode, logprobs
+    def __init__(self, decode: DecodeToken, wishes: Wishes) -> None:
+        self._decode, self.wishes = decode, wishes
         self._offsets: dict[int, int] = {}  # of streamed choices: where the next token's text begins
+
+    def opens(self, prompts: Sequence[Prompt]) -> bool:
+        """Whether a stream opens each choice with a chunk of its own: where the prompt is repeated."""
+        return self.wishes.token_ids or any(prompt.text for prompt in prompts)
 
     def whole(self, head: Head, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
         """An answer that is not streamed."""
-        listed = [
-            self._choice(
-                choice.index,
-                choice.text,
-                self.logprobs(choice.tokens, 0),
-                choice.finish_reason,
-                choice.stop_reason,
-            )
-            for choice in choices
-        ]
+        listed = []
+        for choice in choices:
+            logprobs = self.logprobs(choice.tokens, len(choice.prompt.text)) if self.wishes.logprobs else None
+            text = choice.prompt.text + choice.text
+            document = self._choice(choice.index, text, logprobs, choice.finish_reason, choice.stop_reason)
+            if self.wishes.token_ids:
+                document |= {
+                    "prompt_token_ids": choice.prompt.tokens,
+                    "token_ids": [item.token for item in choice.tokens],
+                }
+            listed.append(document)
         return self._frame(head, listed) | {"usage": usage.document()}
 
-    def first(self, head: Head, index: int, text: str = "") -> dict[str, Any]:
+    def first(self, head: Head, index: int, prompt: Prompt) -> dict[str, Any]:
         """The chunk that opens a choice, where there is something to say before the first token."""
-        return self._frame(head, [self._choice(index, text, None, None, None)])
+        document = self._choice(index, prompt.text, None, None, None)
+        if self.wishes.token_ids:
+            document |= {"prompt_token_ids": prompt.tokens, "token_ids": []}
+        self._offsets[index] = len(prompt.text)
+        return self._frame(head, [document])
 
     def chunk(self, head: Head, index: int, delta: Delta) -> dict[str, Any]:
         """What a step added to a choice."""
         reason = delta.finish_reason.value if delta.finish_reason else None
-        offset = self._offsets.get(index, 0)
-        logprobs = self.logprobs(delta.tokens, offset)
-        if logprobs is not None:
-            self._offsets[index] = offset + sum(len(token) for token in logprobs["tokens"])
-        return self._frame(head, [self._choice(index, delta.text, logprobs, reason, delta.stop_reason)])
+        logprobs = None
+        if self.wishes.logprobs and delta.tokens:
+            offset = self._offsets.get(index, 0)
+            logprobs = self.logprobs(delta.tokens, offset)
+            self._offsets[index] = offset + sum(len(self._decode(item.token)) for item in delta.tokens)
+        document = self._choice(index, delta.text, logprobs, reason, delta.stop_reason)
+        if self.wishes.token_ids:
+            document["token_ids"] = [item.token for item in delta.tokens]
+        return self._frame(head, [document])
 
     def end(self, head: Head, usage: Usage) -> dict[str, Any]:
         """The last chunk of a stream that asked for usage."""
         return self._frame(head, []) | {"usage": usage.document()}
 
-    def logprobs(self, tokens: Sequence[Sampled], offset: int) -> dict[str, Any] | None:
+    def logprobs(self, tokens: Sequence[Sampled], offset: int) -> dict[str, Any]:
         """Log-probabilities; `offset` is where the first token's text begins."""
-        if not self._logprobs:
-            return None
-        texts = [self._decode(item.token) for item in tokens]
-        offsets = []
-        for text in texts:
+        offsets, top = [], []
+        for item in tokens:
             offsets.append(offset)
-            offset += len(text)
-        top = []
-        for text, item in zip(texts, tokens, strict=True):
-            others: dict[str, float | None] = {self._decode(other.token): other.logprob for other in item.top}
-            top.append(others | {text: item.logprob})
+            offset += len(self._decode(item.token))
+            others: dict[str, float | None] = {self._shown(other.token): other.logprob for other in item.top}
+            top.append(others | {self._shown(item.token): item.logprob})
         return {
             "text_offset": offsets,
             "token_logprobs": [item.logprob for item in tokens],
-            "tokens": texts,
+            "tokens": [self._shown(item.token) for item in tokens],
             "top_logprobs": top,
         }
+
+    def _shown(self, token: int) -> str:
+        return f"token_id:{token}" if self.wishes.tokens_as_ids else self._decode(token)
 
     @staticmethod
     def _choice(

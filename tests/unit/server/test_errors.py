@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kubeformer_runtime.server.protocol import UNSUPPORTED, ChatRequest, CompletionRequest
+from kubeformer_runtime.server.protocol import NEUTRAL, UNSUPPORTED, ChatRequest, CompletionRequest
 from tests.unit.server.builders import Client, client_of, language_model
 
 
@@ -13,6 +13,12 @@ def error_of(document: dict[str, Any]) -> tuple[str, str | None]:
     error = document["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return error["message"], error["param"]
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+NAMED = {"type": "function", "function": {"name": "f"}}
+CALL: dict[str, object] = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+BROKEN: dict[str, object] = {"function": {"name": "f", "arguments": "{"}}
 
 
 @pytest.mark.parametrize(
@@ -48,6 +54,16 @@ def error_of(document: dict[str, Any]) -> tuple[str, str | None]:
         ({"prompt": "\ud800"}, None, "surrogate"),
         ({"best_of": 3}, "best_of", "use n"),
         ({"temprature": 1}, "temprature", "not a parameter"),
+        ({"guided_json": {}}, "guided_json", "structured_outputs"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "-1"),
+        ({"truncate_prompt_tokens": 1000}, "truncate_prompt_tokens", "at most 100"),
+        ({"truncation_side": "left"}, "truncation_side", "truncate_prompt_tokens"),
+        ({"stream_interval": 2}, "stream_interval", "stream"),
+        ({"return_tokens_as_token_ids": True}, "return_tokens_as_token_ids", "logprobs"),
+        ({"request_id": "a b"}, "request_id", "matches"),
+        ({"cache_salt": ""}, "cache_salt", "at least 1"),
+        ({"priority": 2**40}, "priority", "less than"),
+        ({"seed": 2**70}, "seed", "less than"),
     ],
     ids=str,
 )
@@ -71,8 +87,35 @@ async def test_a_bad_completion_request_says_which_field_and_why(
             "text",
         ),
         ({"messages": [{"role": "user", "content": "x" * 300}]}, "messages", "at most 100"),
-        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+        ({"messages": [{"role": "user", "content": "a", "tool_call_id": "x"}]}, "messages.0.tool_call_id", "tool"),
+        ({"messages": [{"role": "tool", "content": "a", "tool_call_id": "x"}]}, "messages.0.tool_call_id", "before it"),
+        ({"messages": [{"role": "user", "tool_calls": [CALL]}]}, "messages.0.tool_calls", "assistant"),
+        ({"messages": [{"role": "assistant", "tool_calls": [CALL | BROKEN]}]}, "messages.0.tool_calls.0", "JSON"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function", "required"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "matches"),
+        ({"tools": [TOOL, TOOL]}, "tools", "two functions called f"),
+        ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice", "'required'"),
+        ({"tools": [TOOL], "tool_choice": NAMED | {"function": {"name": "g"}}}, "tool_choice", "only f"),
+        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format", "exclude"),
+        ({"tools": [TOOL], "structured_outputs": {"regex": "a"}}, "structured_outputs", "exclude"),
+        ({"tool_choice": "auto"}, "tool_choice", "needs tools"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls", "needs tools"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "json_object"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "neither"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format", "schema"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "exactly one"),
+        ({"structured_outputs": {"backend": "x"}}, "structured_outputs.backend", "not a parameter"),
+        (
+            {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+            "structured_outputs",
+            "exclude",
+        ),
+        ({"documents": [{"text": "a"}]}, "documents", "template"),
+        ({"reasoning_effort": "low"}, "reasoning_effort", "template"),
+        ({"chat_template_kwargs": {"mood": "kind"}}, "chat_template_kwargs.mood", "no effect"),
+        ({"echo": True}, "echo", "assistant"),
+        ({"metadata": {"a": 1}}, "metadata.a", "string"),
+        ({"service_tier": "flex"}, "service_tier", "'default'"),
         ({"top_logprobs": 3}, "top_logprobs", "logprobs"),
         ({"logprobs": True, "top_logprobs": 30}, "top_logprobs", "between 0 and 20"),
         ({"max_tokens": 3, "max_completion_tokens": 3}, "max_tokens", "exclude"),
@@ -95,8 +138,12 @@ async def test_a_bad_chat_request_says_which_field_and_why(
 
 async def test_what_is_not_supported_is_refused_by_name_and_null_is_nothing(client: Client) -> None:
     for field, why in UNSUPPORTED.items():
-        assert error_of(await client.complete(400, prompt="ab", **{field: 1})) == (why, field)
+        assert error_of(await client.complete(400, prompt="ab", **{field: 7})) == (why, field)
     await client.complete(prompt="ab", **dict.fromkeys(UNSUPPORTED))
+
+
+async def test_a_value_that_asks_for_what_happens_anyway_is_as_good_as_none(client: Client) -> None:
+    await client.complete(prompt="ab", **{field: values[0] for field, values in NEUTRAL.items()})
 
 
 # For every field of the two requests a value that changes the answer. The prompt is what the tiny model reads.
@@ -118,6 +165,11 @@ EFFECTS: dict[str, dict[str, object]] = {
     "stream": {"stream": True},
     "echo": {"echo": True},
     "prompt": {"prompt": "other"},
+    "truncate_prompt_tokens": {"truncate_prompt_tokens": 1},
+    "truncation_side": {"truncate_prompt_tokens": 1, "truncation_side": "right"},
+    "return_token_ids": {"return_token_ids": True},
+    "return_tokens_as_token_ids": {"logprobs": 1, "return_tokens_as_token_ids": True},
+    "request_id": {"request_id": "mine"},
 }
 # Whose effect shows in other tests, since a random model cannot be made to show it: what ends an answer, and what
 # belongs to streams and templates.
@@ -130,6 +182,16 @@ ELSEWHERE = {
     "skip_special_tokens",
     "stream_options",
     "add_special_tokens",
+    "stream_interval",
+    "priority",
+    "cache_salt",
+    "bad_words",
+    "allowed_token_ids",
+    "prompt_logprobs",
+    "use_beam_search",
+    "length_penalty",
+    "response_format",
+    "structured_outputs",
 }
 CHAT_ONLY = {
     "messages",
@@ -138,6 +200,13 @@ CHAT_ONLY = {
     "add_generation_prompt",
     "continue_final_message",
     "chat_template_kwargs",
+    "documents",
+    "reasoning_effort",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "metadata",
+    "service_tier",
 }
 
 
@@ -151,7 +220,7 @@ async def test_an_accepted_field_changes_the_answer(client: Client, field: str) 
     base = {**BASE, "prompt": "ab", **{key: value for key, value in EFFECTS[field].items() if key != field}}
     before, after = await client.complete(**base), await client.complete(**{**base, **EFFECTS[field]})
     for document in (before, after):
-        for name in ("id", "created"):
+        for name in ("id", "created") if field != "request_id" else ("created",):
             del document[name]
         document["usage"].pop("prompt_tokens_details")
     assert before != after
