@@ -1,46 +1,38 @@
-"""The HTTP server: routes, the rules that hold for all of them, and the handlers that do not generate.
+"""The HTTP server: routes, and the rules that hold for all of them.
 
-GET  /health /version /metrics /v1/models
-POST /v1/completions /v1/chat/completions /classify
+What generates: prepare.py and generate.py; what answers with vectors: pooling.py; the rest: operations.py.
 """
 
 import asyncio
 import json
 import logging
-import secrets
 from collections.abc import Awaitable, Callable
-from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
 from aiohttp import web
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from kubeformer_runtime.engine.async_engine import EngineDeadError
 from kubeformer_runtime.engine.sampling_params import ParameterError
+from kubeformer_runtime.server import operations, pooling, pooling_protocol, responses_routes
+from kubeformer_runtime.server.bodies import MAX_BODY, SERVING, STALL, BodyType, parse
 from kubeformer_runtime.server.errors import ApiError, bad_request, from_validation
 from kubeformer_runtime.server.frames import ChunkFrames
 from kubeformer_runtime.server.generate import answer_stream, answer_whole, usage_of
 from kubeformer_runtime.server.prepare import Generation, prepare_chat, prepare_completion
 from kubeformer_runtime.server.protocol import (
-    NEUTRAL,
     UNSUPPORTED,
     ChatRequest,
-    ClassifyRequest,
     CompletionRequest,
     StreamOptions,
 )
-from kubeformer_runtime.server.serving import Phase, Serving
+from kubeformer_runtime.server.responses import ResponseStore
+from kubeformer_runtime.server.serving import Serving
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY = 16 << 20
-MAX_DEPTH = 64  # of JSON
-BODY_SECONDS = 60.0  # for a body to arrive
 STALL_SECONDS = 30.0  # after which a client that reads nothing of its stream is given up
-STALL = web.AppKey("stall_seconds", float)
-SERVING = web.AppKey("serving", Serving)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-BodyType = TypeVar("BodyType", bound=BaseModel)
 GenerationBody = TypeVar("GenerationBody", CompletionRequest, ChatRequest)
 
 
@@ -48,16 +40,39 @@ def make_app(serving: Serving, *, stall_seconds: float = STALL_SECONDS) -> web.A
     """The application around one serving state."""
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors_in_shape])
     app[SERVING], app[STALL] = serving, stall_seconds
+    app[responses_routes.STORE] = ResponseStore()
     app.add_routes(
         [
             web.get("/health", health),
-            web.get("/version", show_version),
+            web.route("*", "/ping", health),
+            web.get("/load", _told(operations.load)),
+            web.get("/version", _told(operations.show_version)),
             web.get("/metrics", metrics),
-            web.get("/v1/models", list_models),
+            web.get("/v1/models", _told(operations.list_models)),
             web.get("/v1/models/{name:.+}", show_model),
             web.post("/v1/completions", completions),
             web.post("/v1/chat/completions", chat_completions),
-            web.post("/classify", classify),
+            web.post("/v1/responses", responses_routes.create),
+            web.get("/v1/responses/{id}", responses_routes.show),
+            web.delete("/v1/responses/{id}", responses_routes.delete),
+            web.post("/v1/embeddings", _pooled(pooling_protocol.EmbeddingRequest, pooling.embeddings)),
+            web.post("/pooling", _pooled(pooling_protocol.PoolingRequest, pooling.pooling)),
+            web.post("/classify", _pooled(pooling_protocol.ClassifyRequest, pooling.classify)),
+            *(
+                web.post(path, _pooled(pooling_protocol.ScoreRequest, pooling.score))
+                for path in ("/score", "/v1/score")
+            ),
+            *(
+                web.post(path, _pooled(pooling_protocol.RerankRequest, pooling.rerank))
+                for path in ("/rerank", "/v1/rerank", "/v2/rerank")
+            ),
+            web.post("/tokenize", _asked(operations.TokenizeRequest, operations.tokenize)),
+            web.post("/detokenize", _asked(operations.DetokenizeRequest, operations.detokenize)),
+            web.post("/abort_requests", _asked(operations.AbortRequest, operations.abort_requests)),
+            web.post("/sleep", _ordered(operations.SleepQuery, operations.sleep)),
+            web.post("/wake_up", _ordered(operations.NoQuery, operations.wake_up)),
+            web.get("/is_sleeping", _told(operations.is_sleeping)),
+            web.post("/reset_prefix_cache", _ordered(operations.NoQuery, operations.reset_prefix_cache)),
         ]
     )
     return app
@@ -88,50 +103,6 @@ async def _errors_in_shape(request: web.Request, handler: Handler) -> web.Stream
         return ApiError(500, "The server failed on this request; the reason is in its log.").response()
 
 
-async def parse(request: web.Request, kind: type[BodyType]) -> BodyType:
-    """The request's body. Raises ApiError, which says what is wrong with it."""
-    if request.content_type != "application/json":
-        raise ApiError(415, f"The content type is {request.content_type}; send application/json.")
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            raw = await request.read()
-    except TimeoutError:
-        raise ApiError(408, f"The body did not arrive within {BODY_SECONDS:g} s; send it at once.") from None
-    try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise bad_request(f"The body is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise bad_request("The body is not a JSON object.")
-    if b"\\u" in raw:
-        try:
-            json.dumps(document, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise bad_request("A text holds half of a surrogate pair, which is no character; send Unicode.") from None
-    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _depth(document) > MAX_DEPTH:
-        raise bad_request(f"The body nests objects and lists more than {MAX_DEPTH} deep; flatten it.")
-    document = {
-        name: value
-        for name, value in document.items()
-        if name not in UNSUPPORTED or (value is not None and value not in NEUTRAL.get(name, ()))
-    }
-    try:
-        return kind.model_validate(document)
-    except ValidationError as error:
-        raise from_validation(error, UNSUPPORTED) from None
-
-
-def _depth(document: object) -> int:
-    """How deep objects and lists lie in each other."""
-    deepest, todo = 0, [(document, 1)]
-    while todo:
-        value, depth = todo.pop()
-        deepest = max(deepest, depth)
-        if isinstance(value, dict | list):
-            todo.extend((item, depth + 1) for item in (value.values() if isinstance(value, dict) else value))
-    return deepest - 1
-
-
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions."""
     return await _generate(request, CompletionRequest, prepare_completion)
@@ -158,62 +129,54 @@ async def _generate(
         return await answer_whole(generation)
 
 
-async def classify(request: web.Request) -> web.StreamResponse:
-    """POST /classify, in vLLM's shape: for each input the likeliest label and the probabilities of all."""
-    serving = request.app[SERVING]
-    with serving.request():
-        body = await parse(request, ClassifyRequest)
-        labeller, name = serving.need_labeller(), serving.check_model(body.model)
-        texts = labeller.model.encode(body.texts)
-        began = serving.clock()
-        answers = await labeller.engine.classify(texts)
-        read = sum(len(tokens) for tokens in texts)
-        serving.metrics.classified(len(texts), read, serving.clock() - began)
-        data = []
-        for index, probabilities in enumerate(answers):
-            best = max(range(len(probabilities)), key=lambda label: probabilities[label])
-            data.append(
-                {
-                    "index": index,
-                    "label": labeller.engine.labels[best],
-                    "probs": probabilities,
-                    "num_classes": len(probabilities),
-                }
-            )
-        return web.json_response(
-            {
-                "id": f"classify-{secrets.token_hex(16)}",
-                "object": "list",
-                "created": int(serving.wall_clock()),
-                "model": name,
-                "data": data,
-                "usage": {"prompt_tokens": read, "total_tokens": read, "completion_tokens": 0},
-            }
-        )
+def _told(answer: Callable[[Serving], object]) -> Handler:
+    """A handler for what needs nothing but the state."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return web.json_response(answer(request.app[SERVING]))
+
+    return handle
+
+
+def _ordered(kind: type[BodyType], act: Callable[[Serving, BodyType], Awaitable[object]]) -> Handler:
+    """A handler for an order to the server itself, whose parameters are in the query."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            query = kind.model_validate(dict(request.query))
+        except ValidationError as error:
+            raise from_validation(error, UNSUPPORTED) from None
+        return web.json_response(await act(request.app[SERVING], query))
+
+    return handle
+
+
+def _asked(kind: type[BodyType], answer: Callable[[Serving, BodyType], object]) -> Handler:
+    """A handler for a body that the engine need not compute anything for."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        found = answer(request.app[SERVING], await parse(request, kind))
+        return web.json_response(await found if isinstance(found, Awaitable) else found)
+
+    return handle
+
+
+def _pooled(kind: type[BodyType], answer: Callable[[Serving, BodyType], Awaitable[object]]) -> Handler:
+    """A handler for a request that vectors answer; many vectors are written off the event loop."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        with request.app[SERVING].request():
+            document = await answer(request.app[SERVING], await parse(request, kind))
+            text = await asyncio.to_thread(json.dumps, document)
+            return web.Response(text=text, content_type="application/json")
+
+    return handle
 
 
 async def health(request: web.Request) -> web.Response:
-    """200 while requests are welcome; 503 while loading, while draining, and once the engine broke."""
-    serving = request.app[SERVING]
-    if serving.phase is Phase.READY and serving.alive:
-        return web.json_response({"status": "ready"})
-    status = serving.phase.value if serving.alive else "dead"
-    return web.json_response({"status": status}, status=503)
-
-
-async def show_version(request: web.Request) -> web.Response:
-    """Which engine this is and how it computes."""
-    serving = request.app[SERVING]
-    part = serving.generator or serving.labeller
-    try:
-        number = version("kubeformer")
-    except PackageNotFoundError:
-        number = "0"
-    document: dict[str, object] = {"version": number, "engine": "kubeformer"}
-    if part is not None:
-        document |= {"dtype": str(part.model.dtype).removeprefix("torch."), "max_model_len": part.model.max_model_len}
-        document |= {"digest": part.model.digest}
-    return web.json_response(document)
+    """GET /health and /ping."""
+    document, status = operations.health(request.app[SERVING])
+    return web.json_response(document, status=status)
 
 
 async def metrics(request: web.Request) -> web.Response:
@@ -224,28 +187,6 @@ async def metrics(request: web.Request) -> web.Response:
     )
 
 
-async def list_models(request: web.Request) -> web.Response:
-    """GET /v1/models."""
-    serving = request.app[SERVING]
-    return web.json_response(
-        {"object": "list", "data": [_card(serving, name) for name in serving.settings.served_names]}
-    )
-
-
 async def show_model(request: web.Request) -> web.Response:
     """GET /v1/models/NAME."""
-    serving = request.app[SERVING]
-    return web.json_response(_card(serving, serving.check_model(request.match_info["name"])))
-
-
-def _card(serving: Serving, name: str) -> dict[str, object]:
-    part = serving.generator or serving.labeller
-    return {
-        "id": name,
-        "object": "model",
-        "created": serving.started,
-        "owned_by": "kubeformer",
-        "root": serving.settings.model.uri,
-        "parent": None,
-        "max_model_len": part.model.max_model_len if part else serving.settings.max_model_length,
-    }
+    return web.json_response(operations.show_model(request.app[SERVING], request.match_info["name"]))

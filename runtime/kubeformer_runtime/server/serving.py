@@ -6,17 +6,23 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 import jinja2
 
 from kubeformer.contract.server import ServerSettings
 from kubeformer_runtime.engine.async_engine import AsyncEngine
 from kubeformer_runtime.engine.classification import ClassificationEngine
-from kubeformer_runtime.engine.loading import ClassifierModel, LanguageModel
+from kubeformer_runtime.engine.encoder_model import EncoderModel
+from kubeformer_runtime.engine.loading import ClassifierModel, LanguageModel, ServedModel
+from kubeformer_runtime.engine.pooling import PoolingEngine
 from kubeformer_runtime.model.errors import ModelError
 from kubeformer_runtime.server.chat import ChatTemplate
 from kubeformer_runtime.server.errors import ApiError, bad_request
 from kubeformer_runtime.server.metrics import Metrics
+
+MAX_REQUESTS = 1024  # at once; more are refused, so that memory stays bounded and clients try elsewhere
+Task = Literal["embed", "classify", "score"]
 
 
 class Phase(Enum):
@@ -45,16 +51,28 @@ class Labeller:
 
 
 @dataclass(slots=True)
+class Pooler:
+    """An encoder that runs."""
+
+    model: EncoderModel
+    engine: PoolingEngine
+
+
+@dataclass(slots=True)
 class Serving:
     """One server's state; lives in the event loop."""
 
     settings: ServerSettings
+    max_requests: int = MAX_REQUESTS
     phase: Phase = Phase.LOADING
     refusing: bool = False  # draining, and the short while is over in which late requests are still taken
     active: int = 0  # requests between their first and their last byte
     idle: asyncio.Event = field(default_factory=asyncio.Event)  # set while `active` is 0
     generator: Generator | None = None
     labeller: Labeller | None = None
+    pooler: Pooler | None = None
+    adapters: dict[str, str] = field(default_factory=dict)  # LoRA adapters that are loaded: name to directory
+    asleep: bool = False  # weights and cache are given back; only /wake_up helps
     metrics: Metrics = field(init=False)
     started: int = field(init=False)
     clock: Callable[[], float] = time.monotonic
@@ -69,6 +87,11 @@ class Serving:
     def name(self) -> str:
         """What answers call the model."""
         return self.settings.served_names[0]
+
+    @property
+    def part(self) -> Generator | Labeller | Pooler | None:
+        """What runs; None while loading."""
+        return self.generator or self.labeller or self.pooler
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
@@ -86,10 +109,9 @@ class Serving:
     @property
     def alive(self) -> bool:
         """False once the engine broke."""
-        part = self.generator or self.labeller
-        return part is None or part.engine.alive
+        return self.part is None or self.part.engine.alive
 
-    def install(self, model: LanguageModel | ClassifierModel) -> None:
+    def install(self, model: ServedModel) -> None:
         """Put a loaded model to work; call it inside the event loop. Raises ModelError for a broken chat template."""
         self.metrics = Metrics(self.name, model.max_model_len)
         if isinstance(model, LanguageModel):
@@ -102,6 +124,10 @@ class Serving:
             engine = AsyncEngine(model.core, lambda stats: self.metrics.step(stats))
             engine.start()
             self.generator = Generator(model, engine, template)
+        elif isinstance(model, EncoderModel):
+            pooling = PoolingEngine(model.compute, max_rows=1 if model.deterministic else 64)
+            pooling.start()
+            self.pooler = Pooler(model, pooling)
         else:
             classifier = ClassificationEngine(model.model, max_length=model.max_model_len)
             classifier.start()
@@ -110,9 +136,8 @@ class Serving:
 
     async def close(self) -> None:
         """Stop the engine."""
-        for part in (self.generator, self.labeller):
-            if part is not None:
-                await part.engine.close()
+        if self.part is not None:
+            await self.part.engine.close()
 
     def check_available(self) -> None:
         """Raise ApiError where a request cannot be taken now."""
@@ -122,26 +147,57 @@ class Serving:
             raise ApiError(503, "This server is shutting down; try again.", headers={"Retry-After": "1"})
         if not self.alive:
             raise ApiError(503, "The engine has stopped; this server is started again. Try again.")
+        if self.asleep:
+            raise ApiError(503, "This server sleeps; POST /wake_up, then try again.", headers={"Retry-After": "5"})
+        if self.active >= self.max_requests:
+            self.metrics.rejected()
+            raise ApiError(
+                503,
+                f"{self.active} requests are on their way here, as many as this server takes; try again.",
+                headers={"Retry-After": "1"},
+            )
 
     def check_model(self, model: str | None) -> str:
         """The name that the answer carries; ApiError for one that is not served here."""
         if model is None:
             return self.name
-        if model not in self.settings.served_names:
-            names = ", ".join(f"`{name}`" for name in self.settings.served_names)
+        if model not in self.settings.served_names and model not in self.adapters:
+            names = ", ".join(f"`{name}`" for name in (*self.settings.served_names, *self.adapters))
             raise ApiError(404, f"The model `{model}` does not exist here; served are {names}.", "model")
         return model
 
+    def adapter(self, name: str) -> str | None:
+        """The LoRA adapter that a checked model name stands for; None: the model itself."""
+        return name if name in self.adapters else None
+
     def need_generator(self) -> Generator:
-        """The language model, or 400 where this is a classifier."""
+        """The language model, or 400 where this is something else."""
         if self.generator is None:
-            raise bad_request(f"{self.name} is a classifier and writes no text; send POST /classify.", "model")
+            raise self._wrong("writes no text")
         return self.generator
 
     def need_labeller(self) -> Labeller:
-        """The classifier, or 400 where this is a language model."""
+        """Our own classifier, or 400 where this is something else."""
         if self.labeller is None:
-            raise bad_request(
-                f"{self.name} is a language model and has no classes; send POST /v1/chat/completions.", "model"
-            )
+            raise self._wrong("has no classes")
         return self.labeller
+
+    def need_pooler(self, task: Task | None) -> Pooler:
+        """The encoder, where it can do this (None: anything), or 400 that says what to send instead."""
+        missing = {"embed": "gives no embeddings", "classify": "has no classes", "score": "gives no scores"}
+        pooler = self.pooler
+        if pooler is None:
+            raise self._wrong("gives no vectors" if task is None else missing[task])
+        scores = pooler.model.task == "embed" or len(pooler.model.labels) == 1
+        if task is not None and not (scores if task == "score" else task == pooler.model.task):
+            raise self._wrong(missing[task])
+        return pooler
+
+    def _wrong(self, why: str) -> ApiError:
+        if self.generator is not None:
+            kind, path = "a language model", "/v1/chat/completions"
+        elif self.labeller is not None or (self.pooler is not None and self.pooler.model.task == "classify"):
+            kind, path = "a classifier", "/classify"
+        else:
+            kind, path = "an encoder", "/v1/embeddings"
+        return bad_request(f"{self.name} is {kind} and {why}; send POST {path}.", "model")

@@ -77,7 +77,15 @@ async def test_metrics_have_vllms_names_and_count_exactly(client: Client) -> Non
         "vllm:request_prompt_tokens_sum": 9,
         "vllm:request_generation_tokens_sum": 12,
         "vllm:request_params_max_tokens_sum": 12,
-        "vllm:iteration_tokens_total_sum": 9 + 9,  # the last token of an answer is never computed
+        "vllm:iteration_tokens_total_sum": 9 + 12,  # prompt and generation tokens
+        "vllm:iteration_tokens_total_count": 12,
+        "vllm:request_max_num_generation_tokens_sum": 12,
+        "vllm:request_prefill_kv_computed_tokens_sum": 9,
+        "vllm:request_num_preemptions_sum": 0,
+        "vllm:prompt_tokens_cached_total": 0,
+        'vllm:prompt_tokens_by_source_total{source="local_compute"}': 9,
+        'vllm:num_requests_waiting_by_reason{reason="capacity"}': 0,
+        'vllm:engine_sleep_state{sleep_state="awake"}': 1,
         'vllm:request_success_total{finished_reason="length"}': 3,
         f'vllm:num_requests_running{{model_name="{NAME}",engine="0"}}': 0,
         "vllm:num_requests_waiting": 0,
