@@ -190,6 +190,8 @@ class Serving:
             raise self._wrong("gives no vectors" if task is None else missing[task])
         scores = pooler.model.task == "embed" or len(pooler.model.labels) == 1
         if task is not None and not (scores if task == "score" else task == pooler.model.task):
+            if task == "score":
+                raise self._wrong(f"has {len(pooler.model.labels)} labels, not one that would be a score")
             raise self._wrong(missing[task])
         return pooler
 
