@@ -5,7 +5,7 @@ from typing import Any
 
 from kubeformer_runtime.engine.core import Delta
 from kubeformer_runtime.engine.sampler import Sampled
-from kubeformer_runtime.server.shapes import Choice, DecodeToken, Head, Prompt, Usage, Wishes
+from kubeformer_runtime.server.shapes import Choice, DecodeToken, Head, Prompt, Usage, Wishes, prompt_logprobs
 from kubeformer_runtime.server.tools import CallArguments, CallStart, Content, Event, Message
 
 
@@ -37,6 +37,8 @@ class ChatShape:
             document["metadata"] = head.metadata
         if self.wishes.token_ids:
             document["prompt_token_ids"] = choices[0].prompt.tokens
+        if self.wishes.prompt_logprobs:
+            document["prompt_logprobs"] = prompt_logprobs(choices[0], self._shown)
         return document
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
@@ -108,9 +110,10 @@ class ChatShape:
         return {"content": content}
 
     def _logprob(self, token: int, logprob: float | None) -> dict[str, Any]:
-        text = self._decode(token)
-        shown = f"token_id:{token}" if self.wishes.tokens_as_ids else text
-        return {"token": shown, "logprob": logprob, "bytes": list(text.encode())}
+        return {"token": self._shown(token), "logprob": logprob, "bytes": list(self._decode(token).encode())}
+
+    def _shown(self, token: int) -> str:
+        return f"token_id:{token}" if self.wishes.tokens_as_ids else self._decode(token)
 
     def _token_ids(self, tokens: Sequence[Sampled]) -> dict[str, Any]:
         return {"token_ids": [item.token for item in tokens]} if self.wishes.token_ids else {}

@@ -59,8 +59,13 @@ def from_validation(error: ValidationError, known: Mapping[str, str]) -> ApiErro
     """The first thing that pydantic found, in a sentence. `known`: why well-known fields are not supported here."""
     found = error.errors(include_url=False)
     # A union reports each of its branches; one that looked inside knows more than "should be a string".
-    inside = [e for e in found if len(e["loc"]) > len(found[0]["loc"]) and e["loc"][0] == found[0]["loc"][0]]
-    first = inside[0] if inside and _is_branch(found[0]["loc"][-1]) else found[0]
+    first = found[0]
+    while _is_branch(first["loc"][-1] if first["loc"] else 0):
+        above = first["loc"][:-1]
+        inside = [e for e in found if len(e["loc"]) > len(first["loc"]) and e["loc"][: len(above)] == above]
+        if not inside:
+            break
+        first = inside[0]
     unknown = first["type"] == "extra_forbidden"  # its last part is the client's own word
     place = [str(part) for part in first["loc"][: len(first["loc"]) - unknown] if not _is_branch(part)]
     place += [str(part) for part in first["loc"][-1:] if unknown]

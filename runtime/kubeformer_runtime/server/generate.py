@@ -66,6 +66,8 @@ async def collect(generation: Generation, usage: Usage) -> list[Choice]:
         async for batch in batches:
             for delta in batch:
                 choices[places[delta.request_id] + delta.index].take(delta)
+    for choice in choices:  # the first choice of a prompt brings the prompt's for all
+        choice.prompt_logprobs = choices[choice.index - choice.index % generation.n].prompt_logprobs
     return choices
 
 

@@ -49,15 +49,19 @@ def prepare_chat(serving: Serving, body: ChatRequest) -> Generation:
     generator, name = serving.need_generator(), serving.check_model(body.model)
     _check_combinations(body, logprobs=body.logprobs)
     toolbox = toolbox_of(body)
-    prompt = generator.model.tokenizer.encode(
-        render_chat(generator, name, body, toolbox), add_special_tokens=bool(body.add_special_tokens)
-    )
+    prompt = chat_tokens(generator, name, body, toolbox)
     shape = ChatShape(decode_token(generator), _wishes(body, logprobs=body.logprobs))
     reader = partial(toolbox.reader, _call_id) if toolbox else None
     tier = "default" if body.service_tier else None
     head = Head(_answer_id(body, shape), int(serving.wall_clock()), name, tier, body.metadata)
     known = Prompt(prompt, body.messages[-1].text if body.echo else "", reader)
     return _generation(serving, generator, head, body, shape, [known], toolbox)
+
+
+def chat_tokens(generator: Generator, name: str, body: ChatRequest, toolbox: Toolbox | None) -> list[int]:
+    """The prompt of a conversation as tokens."""
+    text = render_chat(generator, name, body, toolbox)
+    return generator.model.tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
 
 
 def render_chat(generator: Generator, name: str, body: ChatRequest, toolbox: Toolbox | None) -> str:
@@ -88,8 +92,9 @@ def prepare_completion(serving: Serving, body: CompletionRequest) -> Generation:
     """Tokenise the prompts and check everything; ApiError or ParameterError where something is wrong."""
     generator, name = serving.need_generator(), serving.check_model(body.model)
     _check_combinations(body, logprobs=body.logprobs is not None)
-    if body.echo and body.logprobs is not None:
-        raise bad_request("echo with logprobs is not supported by this server yet; leave one of them out.", "echo")
+    echoed = body.echo and body.logprobs is not None
+    if echoed and body.stream:
+        raise bad_request("echo with logprobs cannot be streamed; leave one of the three out.", "echo")
     special = True if body.add_special_tokens is None else body.add_special_tokens
     tokenizer, size = generator.model.tokenizer, generator.model.vocab_size
     prompts: list[Prompt] = []
@@ -101,7 +106,8 @@ def prepare_completion(serving: Serving, body: CompletionRequest) -> Generation:
             raise bad_request(f"prompt names token {wrong}; the vocabulary has 0 to {size - 1}.", "prompt")
         text = tokenizer.decode(prompt, skip_special_tokens=body.skip_special_tokens) if body.echo else ""
         prompts.append(Prompt(list(prompt), text))
-    shape = CompletionShape(decode_token(generator), _wishes(body, logprobs=body.logprobs is not None))
+    wishes = replace(_wishes(body, logprobs=body.logprobs is not None), echoed_logprobs=echoed)
+    shape = CompletionShape(decode_token(generator), wishes)
     head = Head(_answer_id(body, shape), int(serving.wall_clock()), name)
     return _generation(serving, generator, head, body, shape, prompts, None)
 
@@ -145,6 +151,8 @@ def _check_combinations(body: SamplingFields, *, logprobs: bool) -> None:
     check_stream_options(body)
     if body.stream_interval is not None and not body.stream:
         raise bad_request("stream_interval needs stream to be true; set stream or leave this out.", "stream_interval")
+    if body.prompt_logprobs is not None and body.stream:
+        raise bad_request("prompt_logprobs cannot be streamed; leave one of them out.", "prompt_logprobs")
     if body.truncation_side is not None and body.truncate_prompt_tokens is None:
         raise bad_request("truncation_side needs truncate_prompt_tokens; give both or neither.", "truncation_side")
     if body.return_tokens_as_token_ids and not (logprobs or body.prompt_logprobs is not None):
@@ -154,7 +162,7 @@ def _check_combinations(body: SamplingFields, *, logprobs: bool) -> None:
 
 
 def _wishes(body: SamplingFields, *, logprobs: bool) -> Wishes:
-    return Wishes(logprobs, body.return_token_ids, body.return_tokens_as_token_ids)
+    return Wishes(logprobs, body.return_token_ids, body.return_tokens_as_token_ids, body.prompt_logprobs is not None)
 
 
 def _answer_id(body: SamplingFields, shape: ChatShape | CompletionShape) -> str:
@@ -218,7 +226,10 @@ def _generation(
             max_model_len=model.max_model_len,
             vocab_size=model.vocab_size,
         )
-        params = replace(params, structured=structured)
+        scored = params.prompt_logprobs
+        if shape.wishes.echoed_logprobs:
+            scored = max(scored or 0, params.logprobs or 0)
+        params = replace(params, structured=structured, prompt_logprobs=scored)
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         request = Request(f"{head.id}.{run}-{index}", tokens, params, seed, body.priority, None, body.cache_salt)
         try:

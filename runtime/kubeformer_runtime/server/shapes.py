@@ -51,6 +51,8 @@ class Wishes:
     logprobs: bool = False
     token_ids: bool = False  # ids of prompt and answer
     tokens_as_ids: bool = False  # log-probabilities call tokens token_id:N
+    prompt_logprobs: bool = False
+    echoed_logprobs: bool = False  # log-probabilities begin with the prompt's, as its text does
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +74,30 @@ class Choice:
     tokens: list[Sampled] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
-    prompt_logprobs: Sequence[Sampled | None] | None = None
+    prompt_logprobs: tuple[Sampled, ...] = ()  # of the prompt's tokens but the first one
 
     def take(self, delta: Delta) -> None:
         """Add what is new."""
         self.text += delta.text
         self.tokens.extend(delta.tokens)
+        self.prompt_logprobs += delta.prompt_logprobs
         if delta.finish_reason is not None:
             self.finish_reason, self.stop_reason = delta.finish_reason.value, delta.stop_reason
+
+
+def prompt_logprobs(choice: Choice, shown: DecodeToken) -> list[dict[str, Any] | None]:
+    """vLLM's `prompt_logprobs`: each token of the prompt and the likeliest ones, by id; null for the first."""
+    documents: list[dict[str, Any] | None] = [None]
+    for item in choice.prompt_logprobs:
+        found = {other.token: (other.logprob, rank) for rank, other in enumerate(item.top, 1)}
+        found.setdefault(item.token, (item.logprob or 0.0, item.rank or 0))
+        documents.append(
+            {
+                str(token): {"logprob": logprob, "rank": rank, "decoded_token": shown(token)}
+                for token, (logprob, rank) in found.items()
+            }
+        )
+    return documents
 
 
 class CompletionShape:
@@ -99,7 +117,7 @@ class CompletionShape:
         """An answer that is not streamed."""
         listed = []
         for choice in choices:
-            logprobs = self.logprobs(choice.tokens, len(choice.prompt.text)) if self.wishes.logprobs else None
+            logprobs = self._logprobs(choice) if self.wishes.logprobs else None
             text = choice.prompt.text + choice.text
             document = self._choice(choice.index, text, logprobs, choice.finish_reason, choice.stop_reason)
             if self.wishes.token_ids:
@@ -107,6 +125,8 @@ class CompletionShape:
                     "prompt_token_ids": choice.prompt.tokens,
                     "token_ids": [item.token for item in choice.tokens],
                 }
+            if self.wishes.prompt_logprobs:
+                document["prompt_logprobs"] = prompt_logprobs(choice, self._shown)
             listed.append(document)
         return self._frame(head, listed) | {"usage": usage.document()}
 
@@ -134,6 +154,14 @@ class CompletionShape:
     def end(self, head: Head, usage: Usage) -> dict[str, Any]:
         """The last chunk of a stream that asked for usage."""
         return self._frame(head, []) | {"usage": usage.document()}
+
+    def _logprobs(self, choice: Choice) -> dict[str, Any]:
+        if not self.wishes.echoed_logprobs:
+            return self.logprobs(choice.tokens, len(choice.prompt.text))
+        first = Sampled(choice.prompt.tokens[0])  # nothing comes before it, so it has no probability
+        document = self.logprobs([first, *choice.prompt_logprobs, *choice.tokens], 0)
+        document["top_logprobs"][0] = None
+        return document
 
     def logprobs(self, tokens: Sequence[Sampled], offset: int) -> dict[str, Any]:
         """Log-probabilities; `offset` is where the first token's text begins."""
