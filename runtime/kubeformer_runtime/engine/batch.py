@@ -27,6 +27,7 @@ class Span:
     stop: int
     context: int
     table: list[int]  # the sequence's block table, at least up to the last of these tokens; not to be changed
+    adapter: str | None = None  # the LoRA adapter's key
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,16 @@ class Batch:
     def sample_rows(self) -> Tensor:
         """(S,)"""
         return self._tensor(self.wanted_rows)
+
+    @cached_property
+    def adapter_rows(self) -> tuple[tuple[str, Tensor | None], ...]:
+        """Each LoRA adapter's key and rows; None for all rows."""
+        rows: dict[str, list[int]] = {}
+        for span in self.spans:
+            if span.adapter is not None:
+                rows.setdefault(span.adapter, []).extend(range(span.start, span.stop))
+        count = len(self.token_ids)
+        return tuple((key, None if len(found) == count else self._tensor(found)) for key, found in rows.items())
 
     @cached_property
     def groups(self) -> tuple[DecodeGroup, ...]:
@@ -150,6 +161,6 @@ def build_batch(
         positions.extend(range(item.start, stop))
         slots.extend(table[p // block_size] * block_size + p % block_size for p in range(item.start, stop))
         first_row[index] = first
-        spans.append(Span(first, len(tokens), item.start, table))
+        spans.append(Span(first, len(tokens), item.start, table, item.seq.adapter))
     wanted = [first_row[i] + position - item.start for i, item in enumerate(scheduled) for position in item.wanted]
     return Batch(tokens, positions, slots, wanted, tuple(spans), block_size, dtype, device)

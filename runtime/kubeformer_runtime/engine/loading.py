@@ -18,19 +18,18 @@ from kubeformer_runtime.data.clean import Normalize, clean_text
 from kubeformer_runtime.engine.classification import probabilities
 from kubeformer_runtime.engine.core import EngineCore, Request
 from kubeformer_runtime.engine.encoder_model import EncoderModel, load_encoder
-from kubeformer_runtime.engine.llama_runner import LlamaRunner
 from kubeformer_runtime.engine.resources import available_cpus, choose_dtype, choose_num_blocks, kv_cache_budget
+from kubeformer_runtime.engine.runners import plan_runner
 from kubeformer_runtime.engine.sampling_params import SamplingParams
 from kubeformer_runtime.engine.scheduler import SchedulerConfig
 from kubeformer_runtime.engine.tokenizer import EngineTokenizer
+from kubeformer_runtime.kernels.binding import BLOCK_SIZE
 from kubeformer_runtime.model.classifier import Classifier
 from kubeformer_runtime.model.config import GENERATION_FILE, LlamaConfig, read_config, read_json
 from kubeformer_runtime.model.digest import digest
 from kubeformer_runtime.model.encoder import is_encoder
 from kubeformer_runtime.model.errors import ModelError
 from kubeformer_runtime.model.weights import LoadedModel, load, weight_files
-
-BLOCK_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,8 @@ def load_engine(settings: ServerSettings, *, threads: int | None = None) -> Serv
             Reason.MODEL_NOT_FOUND,
         )
     found = _verify(directory, settings)
-    torch.set_num_threads(threads or available_cpus())
+    threads = threads or available_cpus()
+    torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stored = stored_dtype(directory)
     if is_encoder(directory):
@@ -92,7 +92,7 @@ def load_engine(settings: ServerSettings, *, threads: int | None = None) -> Serv
             "they do not belong together"
         )
     if isinstance(config, LlamaConfig):
-        return _language_model(settings, load(directory, dtype, device), config, tokenizer, found)
+        return _language_model(settings, load(directory, dtype, device), config, tokenizer, found, threads)
     return _classifier(settings, load(directory, dtype, device), tokenizer, found)
 
 
@@ -132,7 +132,12 @@ def _verify(directory: Path, settings: ServerSettings) -> str | None:
 
 
 def _language_model(
-    settings: ServerSettings, loaded: LoadedModel, config: LlamaConfig, tokenizer: EngineTokenizer, found: str | None
+    settings: ServerSettings,
+    loaded: LoadedModel,
+    config: LlamaConfig,
+    tokenizer: EngineTokenizer,
+    found: str | None,
+    threads: int,
 ) -> LanguageModel:
     weights = loaded.weights
     device, dtype = next(iter(weights.values())).device, next(iter(weights.values())).dtype
@@ -140,20 +145,18 @@ def _language_model(
     if most > config.max_length:
         raise ModelError(f"engine.maxModelLength is {most}, but this model was made for {config.max_length} tokens")
     weight_bytes = sum(tensor.nbytes for tensor in weights.values())
+    plan = plan_runner(config, dtype, device, settings, threads)
     num_blocks = choose_num_blocks(
-        config,
-        dtype,
+        plan.block_bytes,
         max_model_len=most,
         max_num_seqs=settings.max_num_seqs,
         megabytes=settings.kv_cache_megabytes,
         budget=kv_cache_budget(weight_bytes, device),
         block_size=BLOCK_SIZE,
     )
-    runner = LlamaRunner(
-        config,
+    runner = plan.build(
         weights,
         num_blocks=num_blocks,
-        block_size=BLOCK_SIZE,
         max_length=most,
         reload=lambda: load(loaded.directory, dtype, device).weights,
     )

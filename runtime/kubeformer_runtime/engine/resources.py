@@ -5,8 +5,6 @@ from pathlib import Path
 
 import torch
 
-from kubeformer_runtime.engine.llama_runner import LlamaRunner
-from kubeformer_runtime.model.config import LlamaConfig
 from kubeformer_runtime.model.errors import ModelError
 
 MEBIBYTE = 1 << 20
@@ -69,8 +67,7 @@ def choose_dtype(wanted: str, stored: torch.dtype, device: torch.device) -> torc
 
 
 def choose_num_blocks(
-    config: LlamaConfig,
-    dtype: torch.dtype,
+    block_bytes: int,
     *,
     max_model_len: int,
     max_num_seqs: int,
@@ -79,12 +76,11 @@ def choose_num_blocks(
     block_size: int = 16,
 ) -> int:
     """How many blocks the KV cache gets: `megabytes` where given, else what fits `budget` bytes, never more than
-    `max_num_seqs` full sequences need.
+    `max_num_seqs` full sequences need. `block_bytes`: of a block over all layers.
 
     Raises:
         ModelError: not even one sequence of full length fits.
     """
-    block_bytes = LlamaRunner.block_bytes(config, dtype, block_size)
     a_sequence = -(-max_model_len // block_size)
     blocks = (budget if megabytes is None else megabytes * MEBIBYTE) // block_bytes
     if blocks < a_sequence:

@@ -62,14 +62,17 @@ def test_auto_never_lowers_the_precision_of_the_weights() -> None:
     assert choose_dtype("BFloat16", torch.float32, CPU) == torch.bfloat16
 
 
+BLOCK_BYTES = LlamaRunner.block_bytes(tiny_config(), torch.float32)
+
+
 def blocks(**changes: object) -> int:
     fields = {"max_model_len": 100, "max_num_seqs": 4, "megabytes": None, "budget": 1 << 30, **changes}
-    return choose_num_blocks(tiny_config(), torch.float32, **fields)  # type: ignore[arg-type]
+    return choose_num_blocks(BLOCK_BYTES, **fields)  # type: ignore[arg-type]
 
 
 def test_blocks_fill_the_budget_but_are_never_more_than_all_sequences_need() -> None:
     assert blocks() == 4 * 7  # 100 tokens are seven blocks of 16
-    block = LlamaRunner.block_bytes(tiny_config(), torch.float32)
+    block = BLOCK_BYTES
     assert block == 2 * 2 * 16 * 2 * 8 * 4  # layers, keys and values, tokens, key-value heads, width, bytes
     assert blocks(budget=9 * block + 1) == 9
     assert blocks(megabytes=1, max_num_seqs=64) == MEBIBYTE // block

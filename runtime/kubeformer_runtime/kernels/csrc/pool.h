@@ -1,0 +1,96 @@
+// A pool of threads that work on one step together: start all, meet at barriers, go back to sleep.
+//
+// Waiting spins for a moment, because phases last microseconds; then it gives the core away, because a busy
+// neighbour on the same cores may be what it waits for. Between steps the threads sleep on a futex.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace kf {
+
+KF_INLINE void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+class Pool {
+  public:
+    using Job = void (*)(void*, int);
+
+    explicit Pool(int threads) : size_(threads < 1 ? 1 : threads) {
+        for (int id = 1; id < size_; id++) workers_.emplace_back([this, id] { work(id); });
+    }
+    ~Pool() {
+        stop_.store(true);
+        wake();
+        for (auto& worker : workers_) worker.join();
+    }
+    int size() const { return size_; }
+
+    // Calls job(argument, id) in every thread, id 0 being the caller, and returns when all are through.
+    void run(Job job, void* argument) {
+        job_ = job;
+        argument_ = argument;
+        wake();
+        job(argument, 0);
+        barrier();
+    }
+
+    // Every thread of a running job calls it equally often; what was written before is seen after.
+    void barrier() {
+        if (size_ == 1) return;
+        const uint32_t round = round_.load(std::memory_order_relaxed);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+            arrived_.store(0, std::memory_order_relaxed);
+            round_.store(round + 1, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; round_.load(std::memory_order_acquire) == round; spins++) {
+            if (spins < BARRIER_SPINS) relax();
+            else sched_yield();
+        }
+    }
+
+  private:
+    static constexpr int BARRIER_SPINS = 4000, IDLE_SPINS = 4000;
+
+    void wake() {
+        generation_.fetch_add(1);
+        if (sleepers_.load() > 0)
+            syscall(SYS_futex, reinterpret_cast<uint32_t*>(&generation_), FUTEX_WAKE_PRIVATE, size_, nullptr, nullptr, 0);
+    }
+    void work(int id) {
+        for (uint32_t seen = 0;; seen++) {
+            for (int spins = 0; generation_.load(std::memory_order_acquire) == seen; spins++) {
+                if (spins < IDLE_SPINS) { relax(); continue; }
+                sleepers_.fetch_add(1);
+                syscall(SYS_futex, reinterpret_cast<uint32_t*>(&generation_), FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+                sleepers_.fetch_sub(1);
+            }
+            if (stop_.load()) return;
+            job_(argument_, id);
+            barrier();
+        }
+    }
+
+    const int size_;
+    Job job_ = nullptr;
+    void* argument_ = nullptr;
+    alignas(64) std::atomic<uint32_t> generation_{0};
+    std::atomic<int> sleepers_{0};
+    std::atomic<bool> stop_{false};
+    alignas(64) std::atomic<int> arrived_{0};
+    alignas(64) std::atomic<uint32_t> round_{0};
+    std::vector<std::thread> workers_;
+};
+
+}  // namespace kf
