@@ -212,6 +212,7 @@ def _generation(
         )
     model = generator.model
     structured, source = constraint_of(body, toolbox)
+    adapter = serving.adapter(head.model)
     run = secrets.token_hex(8)  # a client may give two requests the same id
     requests, kept = [], []
     for index, prompt in enumerate(prompts):
@@ -231,7 +232,7 @@ def _generation(
             scored = max(scored or 0, params.logprobs or 0)
         params = replace(params, structured=structured, prompt_logprobs=scored)
         seed = params.seed if params.seed is not None else secrets.randbits(63)
-        request = Request(f"{head.id}.{run}-{index}", tokens, params, seed, body.priority, None, body.cache_salt)
+        request = Request(f"{head.id}.{run}-{index}", tokens, params, seed, body.priority, adapter, body.cache_salt)
         try:
             generator.engine.core.check(request)
         except ParameterError as error:
