@@ -34,5 +34,5 @@ test-long: setup ## what is too long for CI
 gen: setup ## rewrite crds/, the chart's copies and docs/reference from the pydantic models
 	bash .ci/gen
 
-bench: setup ## measure: make bench NAME=accuracy|greedy|demo [PART=...] [LONG=1]
+bench: setup ## measure: make bench NAME=accuracy|greedy|demo|engine [PART=...] [LONG=1]
 	$(PYTHON) -m bench.$(NAME)

@@ -1,0 +1,1 @@
+"""The engines that `make bench NAME=engine` measures beside ours: how each is installed, fed and started."""
