@@ -9,9 +9,9 @@ are kept in that order. A step goes in three parts:
    one gives back all of its blocks and is computed anew later (preemption by recomputation).
 3. Waiting ones join in order while tokens, a slot and room are left; nobody overtakes.
 
-So the most important unfinished sequence advances in every step and is never preempted: after its arrival a
-sequence takes at most as many steps as it and all more important ones have tokens. Only an endless stream of better
-priority can hold it up for longer.
+So the most important unfinished sequence advances in every step and loses its blocks only to one of better priority:
+after its arrival, and after each arrival of a better priority, a sequence takes at most as many steps as it and all
+more important ones have tokens. Only an endless stream of better priority can hold it up for ever.
 """
 
 from bisect import insort

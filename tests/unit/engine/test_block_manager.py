@@ -78,6 +78,45 @@ def test_idle_cached_blocks_count_once_when_a_sequence_asks_for_room() -> None:
     assert blocks.num_needed_blocks(longer, blocks.match(longer)) > blocks.num_free_blocks
 
 
+def test_prefixes_are_shared_only_under_the_same_adapter_and_salt() -> None:
+    ways = [{}, {"adapter": "a"}, {"cache_salt": "a"}, {"adapter": "a", "cache_salt": "a"}, {"adapter": "b"}]
+    blocks = BlockManager(16, SIZE)
+    for number, way in enumerate(ways):
+        seq = Sequence(0, [1] * 9, SamplingParams(), **way)
+        assert blocks.match(seq) == [], f"{way} found blocks of {ways[:number]}"
+        compute_all(blocks, seq)
+    for way in ways:
+        assert len(blocks.match(Sequence(0, [1] * 9, SamplingParams(), **way))) == 2
+
+
+def test_a_block_with_drafts_in_it_is_found_only_once_they_were_accepted() -> None:
+    blocks = BlockManager(16, SIZE)
+    seq = sequence([1, 2, 3])
+    blocks.admit(seq, [])
+    seq.drafts = [4, 5, 6, 7, 8]
+    assert blocks.allocate(seq, 8)
+    assert blocks.match(sequence([1, 2, 3, 4, 0])) == []
+    seq.tokens += [4, 5, 9]  # two were right, then came a 9: the second block holds three refused drafts
+    seq.num_computed_tokens, seq.drafts = 5, []
+    assert blocks.allocate(seq, 1)
+    assert len(blocks.match(sequence([1, 2, 3, 4, 0]))) == 1
+    seq.tokens += [9, 9]
+    seq.num_computed_tokens = 6
+    assert blocks.allocate(seq, 2)
+    assert len(blocks.match(sequence([1, 2, 3, 4, 5, 9, 9, 9, 0]))) == 2
+    assert len(blocks.match(sequence([1, 2, 3, 4, 5, 6, 7, 8, 0]))) == 1
+    blocks.check([seq])
+
+
+def test_a_prompt_to_be_scored_uses_no_cached_block_because_what_is_not_computed_has_no_logits() -> None:
+    blocks = BlockManager(16, SIZE)
+    compute_all(blocks, sequence([1] * 9))
+    scored = Sequence(0, [1] * 9, SamplingParams(prompt_logprobs=0))
+    assert blocks.match(scored) == []
+    scored.num_scored_tokens = 8
+    assert len(blocks.match(scored)) == 2
+
+
 @pytest.mark.parametrize(("number", "size"), [(0, 4), (4, 0)])
 def test_a_cache_without_blocks_is_refused(number: int, size: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
