@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from kubeformer_runtime.engine.async_engine import EngineDeadError
 from kubeformer_runtime.engine.sampling_params import ParameterError
-from kubeformer_runtime.server import operations, pooling, pooling_protocol, responses_routes
+from kubeformer_runtime.server import adapters, operations, pooling, pooling_protocol, responses_routes
 from kubeformer_runtime.server.bodies import MAX_BODY, SERVING, STALL, BodyType, parse
 from kubeformer_runtime.server.errors import ApiError, bad_request, from_validation
 from kubeformer_runtime.server.frames import ChunkFrames
@@ -68,6 +68,8 @@ def make_app(serving: Serving, *, stall_seconds: float = STALL_SECONDS) -> web.A
             ),
             web.post("/tokenize", _asked(operations.TokenizeRequest, operations.tokenize)),
             web.post("/detokenize", _asked(operations.DetokenizeRequest, operations.detokenize)),
+            web.post("/v1/load_lora_adapter", _asked(adapters.LoadAdapterRequest, adapters.load_adapter)),
+            web.post("/v1/unload_lora_adapter", _asked(adapters.UnloadAdapterRequest, adapters.unload_adapter)),
             web.post("/abort_requests", _asked(operations.AbortRequest, operations.abort_requests)),
             web.post("/sleep", _ordered(operations.SleepQuery, operations.sleep)),
             web.post("/wake_up", _ordered(operations.NoQuery, operations.wake_up)),

@@ -149,7 +149,13 @@ class _Account:
         serving, params = generation.serving, generation.requests[0].params
         self._clock, self._usage = serving.clock, usage
         self._lengths = {request.request_id: len(request.prompt) for request in generation.requests}
-        self._observer = RequestObserver(serving.metrics, serving.clock(), max_tokens=params.max_tokens, n=params.n)
+        self._observer = RequestObserver(
+            serving.metrics,
+            serving.clock(),
+            max_tokens=params.max_tokens,
+            n=params.n,
+            adapter=generation.requests[0].adapter,
+        )
         self._unfinished = len(generation.requests) * generation.n
 
     def counted(self, batch: Iterable[Delta]) -> Iterator[Delta]:
@@ -173,3 +179,4 @@ class _Account:
         """What is not finished by now was aborted."""
         if self._unfinished:
             self._observer.aborted(self._unfinished)
+        self._observer.close()

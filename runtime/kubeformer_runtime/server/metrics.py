@@ -4,7 +4,8 @@ What vLLM does not have goes by `kubeformer:`.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter as Counts
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -40,6 +41,7 @@ class Metrics:
         """`clock` dates what vLLM dates: the adapters' gauge."""
         self.registry = CollectorRegistry()
         self._clock = clock
+        self._loaded, self._busy = 0, Counts[str]()
         self._labels = {"model_name": model_name, "engine": ENGINE}
         lengths = one_two_five(max_model_len)
         self._make_gauges()
@@ -148,10 +150,21 @@ class Metrics:
         for name, gauge in self._sleep_states.items():
             gauge.set(name == state)
 
-    def adapters(self, most: int, waiting: Iterable[str], running: Iterable[str]) -> None:
-        """Which LoRA adapters have requests; `most`: how many are loaded at most."""
+    def adapters_loaded(self, number: int) -> None:
+        """How many LoRA adapters are loaded."""
+        self._loaded = number
+        self._show_adapters()
+
+    def adapter_requests(self, name: str | None, change: int) -> None:
+        """A request for an adapter begins (1) or ends (-1); None: one for the model itself."""
+        if name is not None:
+            self._busy[name] += change
+            self._show_adapters()
+
+    def _show_adapters(self) -> None:
+        running = ",".join(sorted(name for name, requests in self._busy.items() if requests))
         self._adapters.clear()
-        self._adapters.labels(str(most), ",".join(sorted(waiting)), ",".join(sorted(running))).set(self._clock())
+        self._adapters.labels(str(self._loaded), "", running).set(self._clock())
 
     def rejected(self) -> None:
         """A request was refused because too many are here."""
@@ -205,12 +218,14 @@ class _Clock:
 class RequestObserver:
     """Times one request's choices and tells the metrics. Every choice counts as a request, as in vLLM."""
 
-    def __init__(self, metrics: Metrics, now: float, *, max_tokens: int, n: int) -> None:
+    def __init__(self, metrics: Metrics, now: float, *, max_tokens: int, n: int, adapter: str | None = None) -> None:
         self._metrics, self._arrival = metrics, now
         self._scheduled: float | None = None
         self._choices: dict[tuple[str, int], _Clock] = {}
         self._open: dict[str, tuple[int, int]] = {}  # by request: unfinished choices, tokens of the longest one
         self._n = n
+        self._adapter = adapter
+        metrics.adapter_requests(adapter, 1)
         metrics.request_max_tokens.observe(max_tokens)
         metrics.request_n.observe(n)
 
@@ -258,3 +273,7 @@ class RequestObserver:
     def aborted(self, choices: int) -> None:
         """The client left with so many choices unfinished."""
         self._metrics.success["abort"].inc(choices)
+
+    def close(self) -> None:
+        """The request is over, however it ended."""
+        self._metrics.adapter_requests(self._adapter, -1)

@@ -218,5 +218,10 @@ async def abort_requests(serving: Serving, body: AbortRequest) -> Document:
     if body.request_ids is None:
         return {"aborted": await engine.abort()}
     wanted = set(body.request_ids)
-    ids = [name for name in engine.request_ids if name in wanted or name.rpartition("-")[0] in wanted]
+    ids = [name for name in engine.request_ids if _answer_id(name) in wanted]
     return {"aborted": await engine.abort(ids)}
+
+
+def _answer_id(request_id: str) -> str:
+    """The id that the client sees of one of the engine's, ID.RUN-INDEX (prepare.py)."""
+    return request_id.rpartition("-")[0].rpartition(".")[0]

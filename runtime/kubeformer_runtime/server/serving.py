@@ -124,6 +124,9 @@ class Serving:
             engine = AsyncEngine(model.core, lambda stats: self.metrics.step(stats))
             engine.start()
             self.generator = Generator(model, engine, template)
+            self.adapters = {adapter.name: adapter.location.uri for adapter in self.settings.adapters}
+            self.metrics.adapters_loaded(len(self.adapters))
+            self.metrics.configured(model.core.cache_config)
         elif isinstance(model, EncoderModel):
             pooling = PoolingEngine(model.compute, max_rows=1 if model.deterministic else 64)
             pooling.start()
