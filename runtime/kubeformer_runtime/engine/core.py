@@ -165,6 +165,16 @@ class EngineCore:
         """Whether a step would compute anything."""
         return bool(self._choices) and not self.asleep
 
+    @property
+    def cache_config(self) -> dict[str, object]:
+        """How the KV cache is set up, in vLLM's words."""
+        return {
+            "block_size": self._runner.block_size,
+            "cache_dtype": str(self._runner.dtype).removeprefix("torch."),
+            "enable_prefix_caching": self._prefix_caching,
+            "num_gpu_blocks": self._runner.num_blocks,  # vLLM's name, wherever the blocks lie
+        }
+
     def check(self, request: Request) -> None:
         """Raise ParameterError where the request can never run. Safe from any thread."""
         length, most = len(request.prompt), self.config.max_model_len
