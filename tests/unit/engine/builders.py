@@ -52,8 +52,11 @@ def tiny_config(**changes: object) -> LlamaConfig:
 
 def runner_of(model: Llama, *, num_blocks: int = 64, block_size: int = 4, pack: bool = True) -> LlamaRunner:
     """The engine's version of a model."""
-    weights = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
-    return LlamaRunner(model.config, weights, num_blocks=num_blocks, block_size=block_size, pack=pack)
+
+    def weights() -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in tensors_of(model).items()}
+
+    return LlamaRunner(model.config, weights(), num_blocks=num_blocks, block_size=block_size, pack=pack, reload=weights)
 
 
 def tiny_core(
@@ -64,12 +67,20 @@ def tiny_core(
     max_num_batched_tokens: int = 64,
     max_model_len: int = 100,
     prefix_caching: bool = True,
+    speculative_tokens: int = 0,
     seed: int = 0,
 ) -> EngineCore:
     """An engine around the random model."""
     runner = runner_of(random_llama(tiny_config(), seed), num_blocks=num_blocks, block_size=block_size)
     limits = SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_model_len)
-    return EngineCore(runner, limits, byte_tokenizer(), frozenset({EOS}), prefix_caching=prefix_caching)
+    return EngineCore(
+        runner,
+        limits,
+        byte_tokenizer(),
+        frozenset({EOS}),
+        prefix_caching=prefix_caching,
+        speculative_tokens=speculative_tokens,
+    )
 
 
 class ScriptRunner:
@@ -89,6 +100,12 @@ class ScriptRunner:
         for row, position in enumerate(batch.positions[batch.sample_rows].tolist()):
             logit_SV[row, self._script(position)] = 30.0
         return logit_SV
+
+    def release(self) -> None:
+        """There is nothing to let go of."""
+
+    def restore(self) -> None:
+        """There is nothing to load."""
 
 
 def script_core(text: bytes, prompt_length: int, *, end: bool = True, **limits: int) -> EngineCore:

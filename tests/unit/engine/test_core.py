@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kubeformer_runtime.engine.core import Delta, EngineCore, Request
+from kubeformer_runtime.engine.batch import Batch
+from kubeformer_runtime.engine.core import Delta, EngineCore, Request, StepStats
 from kubeformer_runtime.engine.sampling_params import ParameterError
 from kubeformer_runtime.engine.scheduler import SchedulerConfig
 from kubeformer_runtime.engine.sequence import FinishReason
 from tests.unit.engine.builders import (
     EOS,
+    VOCABULARY,
     ScriptRunner,
     byte_tokenizer,
     outputs,
@@ -57,6 +59,8 @@ def test_greedy_tokens_are_the_plain_models() -> None:
         {"num_blocks": 27},  # too few for all: preemption
         {"prefix_caching": False},
         {"block_size": 16},
+        {"speculative_tokens": 4},
+        {"speculative_tokens": 3, "max_num_batched_tokens": 12, "num_blocks": 29, "max_num_seqs": 3},
     ],
     ids=str,
 )
@@ -73,6 +77,161 @@ def test_too_few_blocks_really_do_preempt() -> None:
     while core.has_work:
         preempted += core.step().stats.preemptions
     assert preempted > 0
+
+
+class ChainRunner(ScriptRunner):
+    """A model of four tokens whose next one depends on the last alone, and often is the same again."""
+
+    def execute(self, batch: Batch) -> torch.Tensor:
+        last_S = batch.tokens[batch.sample_rows]
+        chain_VV = torch.full((4, VOCABULARY), -50.0)
+        chain_VV[:, :4] = torch.tensor([[0.0, 3.0, 0, 1], [1, 0, 3, 0], [3, 0, 0, 1], [2, 2, 0, 0]])
+        return chain_VV[last_S]
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0}, {"temperature": 1.0, "frequency_penalty": 0.1}], ids=str)
+def test_drafts_save_steps_and_change_nothing_else(params: dict[str, object]) -> None:
+    def run(speculative_tokens: int) -> tuple[dict[tuple[str, int], list[Delta]], list[StepStats]]:
+        core = EngineCore(
+            ChainRunner(lambda _: 0, num_blocks=200),
+            SchedulerConfig(max_model_len=400),
+            byte_tokenizer(),
+            frozenset({EOS}),
+            speculative_tokens=speculative_tokens,
+        )
+        for number in range(3):
+            core.add(request(f"r{number}", [0, 1, 2, 0, number], number, max_tokens=60, logprobs=1, **params))
+        deltas: dict[tuple[str, int], list[Delta]] = {}
+        stats = []
+        while core.has_work:
+            output = core.step()
+            stats.append(output.stats)
+            for delta in output.deltas:
+                deltas.setdefault((delta.request_id, delta.index), []).append(delta)
+            core.check_books()
+        return deltas, stats
+
+    plain, plain_stats = run(0)
+    drafted, stats = run(3)
+    assert plain.keys() == drafted.keys()
+    for key in plain:
+        assert [item for delta in plain[key] for item in delta.tokens] == [
+            item for delta in drafted[key] for item in delta.tokens
+        ]
+        assert "".join(delta.text for delta in plain[key]) == "".join(delta.text for delta in drafted[key])
+        assert drafted[key][-1].finish_reason is FinishReason.LENGTH
+    assert len(stats) < len(plain_stats)
+    accepted, drafts = sum(s.accepted_tokens for s in stats), sum(s.draft_tokens for s in stats)
+    assert 0 < accepted <= drafts
+    assert sum(s.num_drafts for s in stats) <= drafts
+    assert sum(s.generation_tokens for s in stats) == 180 == sum(s.generation_tokens for s in plain_stats)
+    assert sum(s.draft_tokens for s in plain_stats) == 0
+
+
+def test_an_answer_ends_at_its_stop_even_if_drafts_behind_it_were_right() -> None:
+    def run(speculative_tokens: int, **params: object) -> list[tuple[str, object, int]]:
+        answer = b"abcabcabcabcXabcabc"
+        runner = ScriptRunner(lambda position: answer[(position + 1 - 6) % len(answer)])
+        core = EngineCore(
+            runner,
+            SchedulerConfig(max_model_len=200),
+            byte_tokenizer(),
+            frozenset({EOS}),
+            speculative_tokens=speculative_tokens,
+        )
+        core.add(request("r", b"abcabc", **{"max_tokens": 50, **params}))
+        deltas = []
+        while core.has_work:
+            deltas += core.step().deltas
+        assert core.stats().kv_cache_usage == 0.0
+        return [("".join(d.text for d in deltas), deltas[-1].stop_reason, sum(len(d.tokens) for d in deltas))]
+
+    for params in ({"stop": ("cab",)}, {"stop_token_ids": (ord("X"),)}, {"max_tokens": 5}, {"max_tokens": 1}):
+        assert run(4, **params) == run(0, **params)
+
+
+def test_prompt_log_probabilities_are_the_plain_models_however_the_prompt_is_cut() -> None:
+    model, prompt = random_llama(tiny_config()), PROMPTS[1]
+    with torch.inference_mode():
+        expected = model(torch.tensor([prompt]))[0].log_softmax(-1)
+    for limits in ({}, {"max_num_batched_tokens": 7}, {"num_blocks": 27}, {"speculative_tokens": 2}):
+        core = tiny_core(**limits)  # type: ignore[arg-type]
+        outputs(core, request("before", prompt))  # its blocks are cached
+        for item in requests():
+            core.add(item)
+        core.add(request("scored", prompt, prompt_logprobs=2, n=2, temperature=1.0))
+        deltas = []
+        while core.has_work:
+            deltas += [delta for delta in core.step().deltas if delta.request_id == "scored"]
+            core.check_books()
+        first = next(delta for delta in deltas if delta.index == 0)
+        assert [item.token for item in first.prompt_logprobs] == prompt[1:]
+        found = torch.tensor([item.logprob for item in first.prompt_logprobs])
+        torch.testing.assert_close(found, expected[range(len(prompt) - 1), prompt[1:]], atol=1e-4, rtol=1e-4)
+        assert [item.top[0].token for item in first.prompt_logprobs] == expected[:-1].argmax(-1).tolist()
+        assert sum(bool(delta.prompt_logprobs) for delta in deltas) == 1, "once, with the first choice's first token"
+
+
+def test_requests_of_better_priority_are_answered_first() -> None:
+    core = tiny_core(max_num_seqs=1)
+    for name, priority in (("late", 3), ("soon", 1), ("now", -1)):
+        core.add(replace(request(name, b"abc", max_tokens=2, ignore_eos=True), priority=priority))
+    ended = []
+    while core.has_work:
+        ended += [delta.request_id for delta in core.step().deltas if delta.finish_reason is not None]
+    assert ended == ["now", "soon", "late"]
+
+
+def test_a_salt_keeps_prefixes_apart() -> None:
+    core = tiny_core()
+    for salt, cached in (("a", 0), ("a", 24), ("b", 0), (None, 0), (None, 24)):
+        core.add(replace(request("r", PROMPTS[1], max_tokens=1), cache_salt=salt))
+        assert core.step().deltas[0].num_cached_tokens == cached
+
+
+def test_what_runs_when_the_engine_falls_asleep_goes_on_when_it_wakes() -> None:
+    core = tiny_core()
+    for item in requests():
+        core.add(item)
+    tokens: dict[tuple[str, int], list[int]] = {}
+    for number in range(100):
+        if number in (1, 4):
+            core.sleep()
+            core.sleep()
+            assert (core.asleep, core.has_work, core.stats().kv_cache_usage) == (True, False, 0.0)
+            assert core.step().deltas == ()
+            core.wake()
+            core.check_books()
+        for delta in core.step().deltas:
+            tokens.setdefault((delta.request_id, delta.index), []).extend(item.token for item in delta.tokens)
+    assert not core.has_work
+    assert tokens == alone()
+
+
+def test_after_sleep_no_prefix_is_found_because_the_cache_is_empty() -> None:
+    core = tiny_core()
+    first = outputs(core, request("a", PROMPTS[1]))["a", 0]
+    core.sleep()
+    core.wake()
+    core.add(request("b", PROMPTS[1]))
+    assert core.step().deltas[0].num_cached_tokens == 0
+    core.abort_all()
+    assert outputs(core, request("c", PROMPTS[1]))["c", 0] == first
+
+
+def test_a_step_says_where_its_time_went() -> None:
+    ticks = iter(range(1000))
+    core = EngineCore(
+        ScriptRunner(lambda _: 65),
+        SchedulerConfig(max_model_len=200),
+        byte_tokenizer(),
+        frozenset({EOS}),
+        clock=lambda: float(next(ticks)),
+    )
+    core.add(request("r", b"ab"))
+    stats = core.step().stats
+    parts = (stats.schedule_seconds, stats.forward_seconds, stats.sample_seconds, stats.detokenize_seconds)
+    assert parts == (1.0, 1.0, 1.0, 1.0)
 
 
 def test_a_seed_reproduces_and_another_one_does_not() -> None:
