@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from kubeformer_runtime.engine.core import Delta, EngineCore, Request, StepOutput, StepStats
+from kubeformer_runtime.engine.sampling_params import ParameterError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -162,7 +163,10 @@ class AsyncEngine:
 
     def _add(self, requests: Sequence[Request]) -> None:
         for request in requests:
-            self.core.add(request)
+            try:
+                self.core.add(request)
+            except ParameterError as error:  # its adapter was unloaded meanwhile
+                self._call(partial(self._refuse, request.request_id, error))
 
     def _abort(self, request_ids: Sequence[str]) -> None:
         for request_id in request_ids:
@@ -202,6 +206,10 @@ class AsyncEngine:
             self._loop.call_soon_threadsafe(action)
 
     # In the event loop.
+
+    def _refuse(self, request_id: str, error: Exception) -> None:
+        if (stream := self._streams.get(request_id)) is not None:
+            stream.put_nowait(error)
 
     def _deliver(self, output: StepOutput) -> None:
         for delta in output.deltas:

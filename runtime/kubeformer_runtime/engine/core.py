@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from kubeformer_runtime.engine.adapters import AdapterRunner, Adapters
 from kubeformer_runtime.engine.batch import Batch, build_batch
 from kubeformer_runtime.engine.block_manager import BlockManager
 from kubeformer_runtime.engine.detokenizer import Detokenizer, StopStrings
@@ -23,12 +25,13 @@ from kubeformer_runtime.engine.sampling_params import ParameterError, SamplingPa
 from kubeformer_runtime.engine.scheduler import SchedulerState, advance, enqueue, finish, preempt, schedule
 from kubeformer_runtime.engine.sequence import FinishReason, Sequence
 from kubeformer_runtime.engine.speculation import Drafter, verify, without_end
+from kubeformer_runtime.engine.structured import CompiledStructure, StructureState
 from kubeformer_runtime.engine.tokenizer import EngineTokenizer
 
 DRAFT_ROWS = 16  # drafts of all sequences together in a step: with many sequences a row is no longer nearly free
 
 
-class ModelRunner(Protocol):
+class ModelRunner(AdapterRunner, Protocol):
     """What runs the model; see llama_runner.py."""
 
     num_blocks: int
@@ -60,6 +63,7 @@ class Request:
     priority: int = 0  # the lower, the sooner
     adapter: str | None = None
     cache_salt: str | None = None  # prefixes are shared only among requests with the same one
+    structure: CompiledStructure | None = None  # of `params.structured`
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,14 @@ class EngineCore:
         self._next_id = 0
         self._clock = clock
         self._speculative_tokens = speculative_tokens
+        self._prefix_caching = prefix_caching
         self.asleep = False
+        self._adapters = Adapters(runner)
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer, unless it ignores them."""
+        return self._eos
 
     @property
     def has_work(self) -> bool:
@@ -186,15 +197,19 @@ class EngineCore:
                 f"The prompt has {length} tokens, but this model takes at most {most}, prompt and answer together; "
                 "shorten the prompt.",
             )
+        self._adapter_key(request)
 
     def add(self, request: Request) -> None:
-        """Put a request in line; the caller has checked it."""
-        params = request.params
-        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
+        """Put a request in line; the caller has checked it. Raises ParameterError if its adapter is gone since."""
+        params, adapter = request.params, self._adapter_key(request)
+        bound = request.structure  # where the form ends, the answer does, whatever ignore_eos says
+        if bound is None and params.structured is not None:
+            raise ParameterError("structured", "The form of the answer was not compiled.")
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos and bound is None else self._eos)
         decode = partial(self._tokenizer.decode, skip_special_tokens=params.skip_special_tokens)
         ids: list[int] = []
         for index in range(params.n):
-            seq = Sequence(self._next_id, request.prompt, params, request.priority, request.adapter, request.cache_salt)
+            seq = Sequence(self._next_id, request.prompt, params, request.priority, adapter, request.cache_salt)
             self._next_id += 1
             if index:
                 seq.num_scored_tokens = seq.num_prompt_tokens  # the first choice's are enough
@@ -202,7 +217,13 @@ class EngineCore:
                 request_id=request.request_id,
                 index=index,
                 seq=seq,
-                sampler=SamplerState(params, seed_of_choice(request.seed, index), tuple(sorted(ends)), request.prompt),
+                sampler=SamplerState(
+                    params,
+                    seed_of_choice(request.seed, index),
+                    tuple(sorted(ends)),
+                    request.prompt,
+                    structure=bound.start() if bound is not None else None,
+                ),
                 detokenizer=Detokenizer(decode, request.prompt),
                 stops=StopStrings(params.stop, include=params.include_stop_str_in_output),
                 end_tokens=ends,
@@ -230,6 +251,7 @@ class EngineCore:
         """Compute one step. Nothing to do is an empty step."""
         if self.asleep:
             return StepOutput((), self.stats())
+        self._free_adapters()
         clock = self._clock
         begin = clock()
         if self._speculative_tokens:
@@ -306,6 +328,29 @@ class EngineCore:
             self._runner.restore()
             self.asleep = False
 
+    def add_adapter(self, name: str, directory: str | Path) -> None:
+        """Load a LoRA adapter. Raises ModelError where it cannot be used or the name is taken."""
+        self._adapters.add(name, directory)
+
+    def remove_adapter(self, name: str) -> None:
+        """Unload one; answers under way end with it. Raises ModelError for a name that is not loaded."""
+        self._adapters.remove(name)
+        self._free_adapters()
+
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that requests may use. Safe from any thread."""
+        return self._adapters.names
+
+    def _adapter_key(self, request: Request) -> str | None:
+        try:
+            return self._adapters.key(request.adapter)
+        except KeyError:
+            raise ParameterError("model", f"The adapter `{request.adapter}` is not loaded.") from None
+
+    def _free_adapters(self) -> None:
+        if self._adapters.removed:
+            self._adapters.collect({choice.seq.adapter for choice in self._choices.values()})
+
     def _guess(self) -> None:
         """Give drafts to the sequences that decode."""
         decoding = [seq for seq in self._state.running if seq.decoding]
@@ -373,7 +418,10 @@ class EngineCore:
         stop_reason: str | int | None = None
         early = num_output_tokens < params.min_tokens
         text = ""
-        if token in choice.end_tokens and not early:
+        structure = choice.sampler.structure  # it comes before min_tokens
+        if isinstance(structure, StructureState) and structure.broken:
+            reason = FinishReason.ABORT
+        elif token in choice.end_tokens and (not early or structure is not None):
             reason = FinishReason.STOP
             if token in params.stop_token_ids:
                 stop_reason = token

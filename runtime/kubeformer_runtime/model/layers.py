@@ -56,6 +56,16 @@ def rotate(x_BHTW: Tensor, cosine_TW: Tensor, sine_TW: Tensor) -> Tensor:
     return x_BHTW * cosine_TW.to(x_BHTW.dtype) + turned_BHTW * sine_TW.to(x_BHTW.dtype)
 
 
+def interleave(tensor: Tensor, head_width: int) -> Tensor:
+    """Reorders the rows of a q or k projection: (0, 1, 2, ...) to (0, P, 1, P + 1, ...) within every head.
+
+    What `rotate` turns together are neighbours then.
+    """
+    rows = tensor.shape[0]
+    halves = tensor.view(rows // head_width, 2, head_width // 2, *tensor.shape[1:])
+    return halves.transpose(1, 2).reshape(tensor.shape)
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + ε) · weight, with the mean taken in float32. https://arxiv.org/abs/1910.07467"""
 

@@ -6,7 +6,7 @@ save("/models/new", module)                             # config.json, generatio
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,9 @@ from kubeformer_runtime.model.llama import Llama
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+OnBytes = Callable[[int], None]
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+POSITION_EMBEDDING = "model.embed_positions.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,19 @@ class LoadedModel:
         return build(self.config, self.weights, dropout)
 
 
-def load(directory: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> LoadedModel:
-    """Reads and checks a whole model directory.
+def load(
+    directory: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    on_bytes: OnBytes | None = None,
+) -> LoadedModel:
+    """Reads and checks a whole model directory. `on_bytes`: see read_weights.
 
     Raises:
         ModelError: something is missing, damaged, or does not fit config.json.
     """
     config = read_config(directory)
-    weights = read_weights(directory, dtype, device)
+    weights = read_weights(directory, dtype, device, on_bytes)
     if isinstance(config, LlamaConfig):
         if config.family == "gpt2":
             weights = from_gpt2(weights)
@@ -76,27 +83,44 @@ def load(directory: str | Path, dtype: torch.dtype = torch.float32, device: torc
 
 
 def read_weights(
-    directory: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    directory: str | Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    on_bytes: OnBytes | None = None,
 ) -> dict[str, Tensor]:
     """Reads model.safetensors, or the shards that model.safetensors.index.json names.
 
     Floating-point tensors become `dtype` (None: as stored) one at a time, so memory never holds two copies
-    of the whole model.
+    of the whole model. `on_bytes` hears the size of each as it is read.
 
     Raises:
         ModelError: no weights (reason ModelNotFound), or a file that is not safetensors (ModelInvalid).
     """
-    directory, weights = Path(directory), dict[str, Tensor]()
-    for path in weight_files(directory):
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as shard:
-                for name in shard.keys():  # noqa: SIM118 - a safetensors file is not a dict
-                    tensor = shard.get_tensor(name)
-                    weights[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-        except FileNotFoundError:
-            raise ModelError(f"{INDEX_FILE} names {path.name}, which is not there", Reason.MODEL_NOT_FOUND) from None
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ModelError(f"{path} is damaged: {error}") from None
+    weights: dict[str, Tensor] = {}
+    for path in weight_files(Path(directory)):
+        weights.update(read_file(path, dtype, device, on_bytes))
+    return weights
+
+
+def read_file(
+    path: Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    on_bytes: OnBytes | None = None,
+) -> dict[str, Tensor]:
+    """Reads one safetensors file; see read_weights."""
+    weights: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as shard:
+            for name in shard.keys():  # noqa: SIM118 - a safetensors file is not a dict
+                tensor = shard.get_tensor(name)
+                if on_bytes is not None:
+                    on_bytes(tensor.nbytes)
+                weights[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    except FileNotFoundError:
+        raise ModelError(f"{INDEX_FILE} names {path.name}, which is not there", Reason.MODEL_NOT_FOUND) from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from None
     return weights
 
 

@@ -48,11 +48,19 @@ def next_logits(runner: LlamaRunner, *prompts: list[int]) -> list[torch.Tensor]:
         {"attention_bias": True, "mlp_bias": True},
         {"head_width": 16},
         {"rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 32)},
+        {"qk_norm": True, "attention_bias": True, "output_bias": False, "sliding_window": 7, "first_sliding_layer": 1},
+        {
+            "norm": "LayerNorm",
+            "positions": "Learned",
+            "activation": "GELUTanh",
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
     ],
     ids=str,
 )
 @pytest.mark.parametrize("pack", [True, False], ids=["packed", "plain"])
-def test_logits_equal_the_plain_models_for_every_kind_of_llama(changes: dict[str, object], pack: bool) -> None:
+def test_logits_equal_the_plain_models_for_every_kind_of_decoder(changes: dict[str, object], pack: bool) -> None:
     model = random_llama(tiny_config(**changes))
     prompts = [[3, 1, 4, 1, 5, 9, 2, 6, 5], [3], list(range(30))]
     found = next_logits(runner_of(model, pack=pack), *prompts)
