@@ -171,13 +171,11 @@ class AsyncEngine:
     def _abort(self, request_ids: Sequence[str]) -> None:
         for request_id in request_ids:
             self.core.abort(request_id)
-        self._post(StepOutput((), self.core.stats()))
 
     def _run(self) -> None:
         try:
             while self._take_messages():
-                if self.core.has_work:
-                    self._post(self.core.step())
+                self._post(self.core.step() if self.core.has_work else StepOutput((), self.core.stats()))
         except BaseException as error:
             logger.exception("the engine broke; the process has to be started again")
             self._death = error
