@@ -50,7 +50,10 @@ class Sampled:
 class Structure(Protocol):
     """Which tokens may come next, for an answer that must have a form; see structured.py."""
 
-    end_tokens: SequenceOf[int]  # tokens that end the answer where the form allows it
+    @property
+    def end_tokens(self) -> SequenceOf[int]:
+        """Tokens that end the answer where the form allows it."""
+        ...
 
     def allowed_V(self, size: int, device: torch.device) -> Tensor:
         """Bool (V,): True where a token may come; never all False."""

@@ -12,7 +12,7 @@ from typing import Literal
 
 MAX_LOGPROBS = 20
 MAX_CHOICES = 64
-MAX_BAD_WORDS = 1024  # token sequences
+MAX_BAD_WORDS = 2048  # token sequences
 GREEDY_BELOW = 1e-5  # a temperature below this one means greedy, as in vLLM
 
 
@@ -36,11 +36,7 @@ class StructuredOutput:
 
     @classmethod
     def of_schema(cls, schema: object) -> "StructuredOutput":
-        """From a JSON schema, parsed or as text.
-
-        Raises:
-            RecursionError: it is nested too deeply to be written.
-        """
+        """From a JSON schema, parsed or as text."""
         return cls("json", schema if isinstance(schema, str) else json.dumps(schema, separators=(",", ":")))
 
 
@@ -64,7 +60,6 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
     logprobs: int | None = None  # how many alternatives beside the chosen token; None: none at all
     prompt_logprobs: int | None = None  # the same for each token of the prompt but the first
     logit_bias: Mapping[int, float] = field(default_factory=dict)

@@ -69,6 +69,17 @@ class EngineTokenizer:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
+    def word_tokens(self, word: str) -> list[tuple[int, ...]]:
+        """How a text may write a word: at its beginning, and after a space where that takes other tokens.
+
+        As in vLLM, the form after a space counts only where it is as long; a longer one begins with the space and
+        ends in the first form.
+        """
+        word = word.lstrip()
+        first = tuple(self.encode(word, add_special_tokens=False))
+        spaced = tuple(self.encode(f" {word}", add_special_tokens=False))
+        return [first, spaced] if len(spaced) == len(first) and spaced[:1] != first[:1] else [first]
+
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         """Token ids of several texts."""
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)

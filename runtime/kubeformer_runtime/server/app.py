@@ -19,7 +19,7 @@ from kubeformer_runtime.server.bodies import MAX_BODY, SERVING, STALL, BodyType,
 from kubeformer_runtime.server.errors import ApiError, bad_request, from_validation
 from kubeformer_runtime.server.frames import ChunkFrames
 from kubeformer_runtime.server.generate import answer_stream, answer_whole, usage_of
-from kubeformer_runtime.server.prepare import Generation, prepare_chat, prepare_completion
+from kubeformer_runtime.server.prepare import Generation, bind, prepare_chat, prepare_completion
 from kubeformer_runtime.server.protocol import (
     UNSUPPORTED,
     ChatRequest,
@@ -123,7 +123,7 @@ async def _generate(
     serving = request.app[SERVING]
     with serving.request():
         body = await parse(request, kind)
-        generation = prepare(serving, body)
+        generation = await bind(prepare(serving, body))
         if body.stream:
             usage = usage_of(generation)
             frames = ChunkFrames(generation, body.stream_options or StreamOptions(), usage)

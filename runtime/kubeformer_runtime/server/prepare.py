@@ -33,6 +33,7 @@ class Generation:
     requests: list[Request]
     prompts: list[Prompt]  # of the requests
     interval: int = 1  # tokens a chunk of a stream
+    source: str = ""  # the field that binds the answer to a form
 
     @property
     def n(self) -> int:
@@ -110,6 +111,19 @@ def prepare_completion(serving: Serving, body: CompletionRequest) -> Generation:
     shape = CompletionShape(decode_token(generator), wishes)
     head = Head(_answer_id(body, shape), int(serving.wall_clock()), name)
     return _generation(serving, generator, head, body, shape, prompts, None)
+
+
+async def bind(generation: Generation) -> Generation:
+    """Compile the form that the answer must have, if any; ParameterError that names its field where it cannot be."""
+    form = generation.requests[0].params.structured
+    if form is None:
+        return generation
+    try:
+        structure = await generation.generator.structures.compile(form)
+    except ParameterError as error:
+        raise ParameterError(generation.source, str(error)) from None
+    generation.requests = [replace(request, structure=structure) for request in generation.requests]
+    return generation
 
 
 def decode_token(generator: Generator) -> DecodeToken:
@@ -226,6 +240,7 @@ def _generation(
             prompt_tokens=len(tokens),
             max_model_len=model.max_model_len,
             vocab_size=model.vocab_size,
+            tokenizer=model.tokenizer,
         )
         scored = params.prompt_logprobs
         if shape.wishes.echoed_logprobs:
@@ -233,10 +248,7 @@ def _generation(
         params = replace(params, structured=structured, prompt_logprobs=scored)
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         request = Request(f"{head.id}.{run}-{index}", tokens, params, seed, body.priority, adapter, body.cache_salt)
-        try:
-            generator.engine.core.check(request)
-        except ParameterError as error:
-            raise (ParameterError(source, str(error)) if error.field == "structured" else error) from None
+        generator.engine.core.check(request)
         requests.append(request)
         kept.append(replace(prompt, tokens=tokens))
-    return Generation(serving, generator, head, shape, requests, kept, body.stream_interval or 1)
+    return Generation(serving, generator, head, shape, requests, kept, body.stream_interval or 1, source)

@@ -9,7 +9,7 @@ from kubeformer_runtime.engine.sampling_params import ParameterError
 from kubeformer_runtime.server.bodies import SERVING, STALL, parse
 from kubeformer_runtime.server.errors import ApiError, bad_request
 from kubeformer_runtime.server.generate import answer_stream, collect, usage_of
-from kubeformer_runtime.server.prepare import Generation, chat_tokens, prepare_chat
+from kubeformer_runtime.server.prepare import Generation, bind, chat_tokens, prepare_chat
 from kubeformer_runtime.server.protocol import Message
 from kubeformer_runtime.server.responses import Narrator, ResponseFrames, ResponseStore
 from kubeformer_runtime.server.responses_protocol import (
@@ -38,7 +38,7 @@ async def create(request: web.Request) -> web.StreamResponse:
             history += store.get(body.previous_response_id, "previous_response_id").messages
         said = [*history, *messages_of(body)]
         try:
-            generation = _prepare(serving, body, said)
+            generation = await bind(_prepare(serving, body, said))
         except ParameterError as error:
             raise renamed(bad_request(str(error), error.field)) from None
         except ApiError as error:

@@ -5,6 +5,7 @@ from typing import Any
 
 from kubeformer.contract.server import SamplingDefaults
 from kubeformer_runtime.engine.sampling_params import MAX_LOGPROBS, SamplingParams
+from kubeformer_runtime.engine.tokenizer import EngineTokenizer
 from kubeformer_runtime.server.errors import bad_request
 from kubeformer_runtime.server.protocol import ChatRequest, CompletionRequest, SamplingFields
 
@@ -19,8 +20,9 @@ def resolve(
     prompt_tokens: int,
     max_model_len: int,
     vocab_size: int,
+    tokenizer: EngineTokenizer,
 ) -> SamplingParams:
-    """The parameters of one prompt.
+    """The parameters of one prompt. `tokenizer` reads bad_words.
 
     Raises:
         ApiError, ParameterError: something is out of range, or prompt and answer are longer than the model.
@@ -46,7 +48,10 @@ def resolve(
         ignore_eos=request.ignore_eos,
         skip_special_tokens=request.skip_special_tokens,
         logprobs=_logprobs(request),
+        prompt_logprobs=request.prompt_logprobs,
         logit_bias=request.logit_bias,
+        bad_words=tuple(sequence for word in request.bad_words for sequence in tokenizer.word_tokens(word)),
+        allowed_token_ids=None if request.allowed_token_ids is None else tuple(request.allowed_token_ids),
     )
     params.validate(vocab_size)
     return params

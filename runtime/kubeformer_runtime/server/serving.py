@@ -16,6 +16,7 @@ from kubeformer_runtime.engine.classification import ClassificationEngine
 from kubeformer_runtime.engine.encoder_model import EncoderModel
 from kubeformer_runtime.engine.loading import ClassifierModel, LanguageModel, ServedModel
 from kubeformer_runtime.engine.pooling import PoolingEngine
+from kubeformer_runtime.engine.structured import StructureCompiler
 from kubeformer_runtime.model.errors import ModelError
 from kubeformer_runtime.server.chat import ChatTemplate
 from kubeformer_runtime.server.errors import ApiError, bad_request
@@ -40,6 +41,7 @@ class Generator:
     model: LanguageModel
     engine: AsyncEngine
     template: ChatTemplate | None
+    structures: StructureCompiler
 
 
 @dataclass(slots=True)
@@ -123,7 +125,8 @@ class Serving:
                     raise ModelError(f"the chat template cannot be read: {error}") from None
             engine = AsyncEngine(model.core, lambda stats: self.metrics.step(stats))
             engine.start()
-            self.generator = Generator(model, engine, template)
+            structures = StructureCompiler(model.tokenizer, model.core.end_tokens, model.vocab_size)
+            self.generator = Generator(model, engine, template, structures)
             self.adapters = {adapter.name: adapter.location.uri for adapter in self.settings.adapters}
             self.metrics.adapters_loaded(len(self.adapters))
             self.metrics.configured(model.core.cache_config)
@@ -141,6 +144,8 @@ class Serving:
         """Stop the engine."""
         if self.part is not None:
             await self.part.engine.close()
+        if self.generator is not None:
+            self.generator.structures.close()
 
     def check_available(self) -> None:
         """Raise ApiError where a request cannot be taken now."""
