@@ -21,6 +21,7 @@ from kubeformer_runtime.engine.tokenizer import EngineTokenizer
 from kubeformer_runtime.model.config import read_json
 from kubeformer_runtime.model.encoder import Encoder, load_encoder_weights
 from kubeformer_runtime.model.errors import ModelError
+from kubeformer_runtime.model.weights import OnBytes
 
 Mode = Literal["mean", "cls", "max", "mean_sqrt_len"]
 Task = Literal["embed", "classify"]
@@ -161,7 +162,13 @@ def _cut(first: Encoding, second: Encoding | None, room: int) -> None:
 
 
 def load_encoder(
-    settings: ServerSettings, directory: Path, *, device: torch.device, stored: torch.dtype, digest: str | None
+    settings: ServerSettings,
+    directory: Path,
+    *,
+    device: torch.device,
+    stored: torch.dtype,
+    digest: str | None,
+    on_bytes: OnBytes | None = None,
 ) -> EncoderModel:
     """Read, check and warm up. `stored`: the dtype of the weights on disk. Raises ModelError."""
     for field, given, usual in (
@@ -175,7 +182,7 @@ def load_encoder(
     dtype = choose_dtype(settings.dtype, stored, device)
     if device.type == "cpu" and dtype == torch.float16:
         raise ModelError("engine.dtype is Float16, which CPUs compute badly; use Auto, BFloat16 or Float32")
-    encoder = load_encoder_weights(directory, dtype, device)
+    encoder = load_encoder_weights(directory, dtype, device, on_bytes)
     if tokenizer.vocabulary_size > encoder.config.vocabulary_size:
         raise ModelError(
             f"the tokenizer has {tokenizer.vocabulary_size} tokens, the model {encoder.config.vocabulary_size}: "

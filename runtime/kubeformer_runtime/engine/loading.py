@@ -7,13 +7,14 @@ ModelError, whose reason and message are for the owner of the deployment.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from kubeformer.contract.base import Location
 from kubeformer.contract.names import MODEL_CARD, Reason
-from kubeformer.contract.server import ServerSettings
+from kubeformer.contract.server import Adapter, ServerSettings
 from kubeformer_runtime.data.clean import Normalize, clean_text
 from kubeformer_runtime.engine.classification import probabilities
 from kubeformer_runtime.engine.core import EngineCore, Request
@@ -65,7 +66,21 @@ class ClassifierModel:
 ServedModel = LanguageModel | ClassifierModel | EncoderModel
 
 
-def load_engine(settings: ServerSettings, *, threads: int | None = None) -> ServedModel:
+class Progress(Protocol):
+    """Who wants to know how loading goes; called in the loading thread."""
+
+    def stage(self, name: str, total: int = 0) -> None:
+        """A new stage begins; `total`: bytes it goes through, 0 where that is not known."""
+        ...
+
+    def advance(self, size: int) -> None:
+        """So many bytes more."""
+        ...
+
+
+def load_engine(
+    settings: ServerSettings, *, threads: int | None = None, progress: Progress | None = None
+) -> ServedModel:
     """Check, read and warm up. `threads`: None for as many as the container has cores."""
     directory = Path(settings.model.path)
     if not directory.is_dir():
@@ -74,13 +89,16 @@ def load_engine(settings: ServerSettings, *, threads: int | None = None) -> Serv
             "was published there",
             Reason.MODEL_NOT_FOUND,
         )
-    found = _verify(directory, settings)
+    found = _verify(directory, settings.model)
     threads = threads or available_cpus()
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stored = stored_dtype(directory)
+    if progress is not None:
+        progress.stage("reading weights", sum(path.stat().st_size for path in weight_files(directory)))
+    on_bytes = None if progress is None else progress.advance
     if is_encoder(directory):
-        return load_encoder(settings, directory, device=device, stored=stored, digest=found)
+        return load_encoder(settings, directory, device=device, stored=stored, digest=found, on_bytes=on_bytes)
     config = read_config(directory)
     tokenizer = EngineTokenizer.load(directory)
     dtype = choose_dtype(settings.dtype, stored, device)
@@ -91,9 +109,10 @@ def load_engine(settings: ServerSettings, *, threads: int | None = None) -> Serv
             f"the tokenizer has {tokenizer.vocabulary_size} tokens, the model {config.vocabulary_size}: "
             "they do not belong together"
         )
+    loaded = load(directory, dtype, device, on_bytes)
     if isinstance(config, LlamaConfig):
-        return _language_model(settings, load(directory, dtype, device), config, tokenizer, found, threads)
-    return _classifier(settings, load(directory, dtype, device), tokenizer, found)
+        return _language_model(settings, loaded, config, tokenizer, found, threads, progress)
+    return _classifier(settings, loaded, tokenizer, found)
 
 
 def stored_dtype(directory: Path) -> torch.dtype:
@@ -117,16 +136,16 @@ def stored_dtype(directory: Path) -> torch.dtype:
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def _verify(directory: Path, settings: ServerSettings) -> str | None:
+def _verify(directory: Path, location: Location) -> str | None:
     """The directory's digest where one is expected; ModelError where it is another."""
-    wanted = settings.model.digest
+    wanted = location.digest
     if wanted is None:
         return None
     found = digest(directory)
     if found != wanted:
         raise ModelError(
-            f"{settings.model.uri} has digest {found}, but {wanted} was asked for: the files have changed since; "
-            "publish the model again or correct the digest"
+            f"{location.uri} has digest {found}, but {wanted} was asked for: the files have changed since; "
+            "publish it again or correct the digest"
         )
     return found
 
@@ -138,6 +157,7 @@ def _language_model(
     tokenizer: EngineTokenizer,
     found: str | None,
     threads: int,
+    progress: Progress | None,
 ) -> LanguageModel:
     weights = loaded.weights
     device, dtype = next(iter(weights.values())).device, next(iter(weights.values())).dtype
@@ -154,6 +174,8 @@ def _language_model(
         budget=kv_cache_budget(weight_bytes, device),
         block_size=BLOCK_SIZE,
     )
+    if progress is not None:
+        progress.stage("laying weights out")
     runner = plan.build(
         weights,
         num_blocks=num_blocks,
@@ -168,8 +190,24 @@ def _language_model(
         ends.add(tokenizer.eos_token_id)
     scheduler = SchedulerConfig(settings.max_num_seqs, settings.max_num_batched_tokens, most)
     core = EngineCore(runner, scheduler, tokenizer, frozenset(ends), speculative_tokens=settings.speculative_tokens)
+    for adapter in settings.adapters:
+        _add_adapter(core, adapter, settings.served_names)
+    if progress is not None:
+        progress.stage("warming up")
     _warm_up(core, min(64, most - 2))
     return LanguageModel(core, tokenizer, generation, config.vocabulary_size, most, dtype, found)
+
+
+def _add_adapter(core: EngineCore, adapter: Adapter, served_names: Sequence[str]) -> None:
+    """Check and load one of the settings' adapters. Raises ModelError, naming it."""
+    location = adapter.location
+    try:
+        if adapter.name in served_names:
+            raise ModelError("this is the name of the model itself; choose another")
+        _verify(Path(location.path), location)
+        core.add_adapter(adapter.name, location.path)
+    except ModelError as error:
+        raise ModelError(f"adapter {adapter.name} ({location.uri}): {error}", error.reason) from None
 
 
 def _warm_up(core: EngineCore, length: int) -> None:

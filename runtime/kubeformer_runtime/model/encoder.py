@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from kubeformer_runtime.model.config import CONFIG_FILE, read_json
 from kubeformer_runtime.model.errors import ModelError
-from kubeformer_runtime.model.weights import read_weights
+from kubeformer_runtime.model.weights import OnBytes, read_weights
 
 Family = Literal["bert", "roberta", "distilbert"]
 Problem = Literal["single_label", "multi_label", "regression"]
@@ -275,14 +275,21 @@ class Encoder:
 
 
 def load_encoder_weights(
-    directory: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    on_bytes: OnBytes | None = None,
 ) -> Encoder:
-    """Reads and checks a whole directory. Raises ModelError: something is missing, damaged, or does not fit."""
+    """Reads and checks a whole directory; `on_bytes` hears the size of each tensor that was read.
+
+    Raises:
+        ModelError: something is missing, damaged, or does not fit.
+    """
     config = read_encoder_config(directory)
     pooler = config.family == "bert" and config.labels  # else it is of no use: embeddings are pooled otherwise
     weights = {
         our_name(name): tensor
-        for name, tensor in read_weights(directory, dtype, device).items()
+        for name, tensor in read_weights(directory, dtype, device, on_bytes).items()
         if UNUSED.search(name) is None and (pooler or "pooler." not in name)
     }
     return Encoder(config, weights)

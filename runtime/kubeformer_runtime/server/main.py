@@ -35,7 +35,7 @@ from kubeformer.contract.names import (
     Reason,
 )
 from kubeformer.contract.server import ServerSettings
-from kubeformer_runtime.engine.loading import load_engine
+from kubeformer_runtime.engine.loading import Progress, load_engine
 from kubeformer_runtime.model.errors import ModelError
 from kubeformer_runtime.server.app import make_app
 from kubeformer_runtime.server.serving import Phase, Serving
@@ -78,15 +78,25 @@ async def serve(
     *,
     threads: int | None = None,
     late: float = LATE_SECONDS,
+    progress: Progress | None = None,
+    on_ready: Callable[[Serving, Address], None] | None = None,
 ) -> None:
-    """Listen, load, serve until `stop` is set, drain. Raises ModelError where the model cannot be served."""
+    """Listen, load, serve until `stop` is set, drain.
+
+    Port 0 means any that is free. `progress` hears how loading goes, `on_ready` where the server listens.
+
+    Raises:
+        ModelError: the model cannot be served.
+        OSError: the address cannot be listened on.
+    """
     serving = Serving(settings)
     # handler_cancellation: a client that leaves cancels its handler, which aborts its request.
     runner = web.AppRunner(make_app(serving), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     await runner.setup()
-    await web.TCPSite(runner, address.host, address.port, backlog=1024).start()
     try:
-        loading = in_thread(partial(load_engine, settings, threads=threads))
+        await web.TCPSite(runner, address.host, address.port, backlog=1024).start()
+        address = Address(address.host, runner.addresses[0][1])
+        loading = in_thread(partial(load_engine, settings, threads=threads, progress=progress))
         stopping = asyncio.create_task(stop.wait())
         first: set[asyncio.Future[object]] = {loading, stopping}  # type: ignore[arg-type]
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
@@ -94,6 +104,8 @@ async def serve(
             return  # told to stop while loading: nobody waits for an answer
         serving.install(loading.result())
         logger.info("%s is ready on %s:%d", ", ".join(settings.served_names), address.host, address.port)
+        if on_ready is not None:
+            on_ready(serving, address)
         while not stop.is_set():
             if not serving.alive:
                 raise RuntimeError("the engine has stopped")
