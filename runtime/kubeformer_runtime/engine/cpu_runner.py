@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kubeformer_runtime.engine.batch import Batch
+from kubeformer_runtime.engine.lora import LoraAdapter, layer_adapters
 from kubeformer_runtime.kernels.binding import BLOCK_SIZE, Matrix, NativeConfig, NativeModel, Vector, WeightType
 from kubeformer_runtime.kernels.library import load_library
 from kubeformer_runtime.model.config import LlamaConfig
@@ -22,6 +23,7 @@ from kubeformer_runtime.model.layers import interleave, rope_frequencies
 from kubeformer_runtime.model.weights import EMBEDDING, HEAD
 
 LANES = 16
+ALONE_BYTES = 1 << 20  # a step that reads less in weights, times its rows, is done before a second thread is awake
 Quantization = Literal["None", "Int8", "Int4"]
 
 
@@ -66,6 +68,7 @@ class CpuRunner:
         threads: int = 1,
         reload: Callable[[], dict[str, Tensor]] | None = None,
         variant: str | None = None,
+        alone_bytes: int = ALONE_BYTES,
     ) -> None:
         """`variant` names a way the kernels were compiled (kernels/library.py); None: the best for this CPU.
 
@@ -78,7 +81,9 @@ class CpuRunner:
         self.num_blocks = num_blocks
         self.dtype, self.device = weights[EMBEDDING].dtype, torch.device("cpu")
         self._length = max_length or config.max_length
-        self._type, self._threads, self._reload = weight_type(quantization, self.dtype), threads, reload
+        self._type, self._reload = weight_type(quantization, self.dtype), reload
+        self._threads, self._alone_bytes = threads, alone_bytes
+        self._adapters: dict[str, tuple[int, LoraAdapter]] = {}  # by key: slot in the library, and what is in it
         self._model: NativeModel | None = self._load(weights)
 
     def _load(self, weights: dict[str, Tensor]) -> NativeModel:
@@ -101,6 +106,7 @@ class CpuRunner:
             qk_norm=config.qk_norm,
             num_blocks=self.num_blocks,
             threads=self._threads,
+            alone_bytes=self._alone_bytes,
             norm_epsilon=config.norm_epsilon,
         )
         turns_TW = torch.stack((angle_TP.cos(), angle_TP.sin()), dim=-1).flatten(1)
@@ -158,9 +164,48 @@ class CpuRunner:
         for span in batch.spans:
             starts += [len(tables)] * (span.stop - span.start)
             tables.extend(span.table)
+        adapters: list[int] | None = None
+        if any(span.adapter is not None for span in batch.spans):
+            adapters = []
+            for span in batch.spans:
+                slot = -1 if span.adapter is None else self._adapters[span.adapter][0]
+                adapters += [slot] * (span.stop - span.start)
         return self._model.step(
-            batch.token_ids, batch.row_positions, batch.row_slots, starts, tables, batch.wanted_rows
+            batch.token_ids, batch.row_positions, batch.row_slots, starts, tables, batch.wanted_rows, adapters
         )
+
+    def add_adapter(self, key: str, adapter: LoraAdapter) -> None:
+        """Hold an adapter for rows whose sequence names `key`."""
+        taken = {slot for slot, _ in self._adapters.values()}
+        slot = next(number for number in range(len(taken) + 1) if number not in taken)
+        self._adapters[key] = (slot, adapter)
+        if self._model is not None:
+            self._set_adapter(self._model, slot, adapter)
+
+    def remove_adapter(self, key: str) -> None:
+        """Let go of an adapter that no sequence uses any more."""
+        slot, _ = self._adapters.pop(key)
+        if self._model is not None:
+            self._model.remove_adapter(slot)
+
+    def _set_adapter(self, model: NativeModel, slot: int, adapter: LoraAdapter) -> None:
+        for index, layer in enumerate(layer_adapters(adapter, self.config, torch.float32, self.device)):
+            for which, part in (
+                (Matrix.QKV, layer.qkv),
+                (Matrix.OUTPUT, layer.output),
+                (Matrix.GATE_UP, layer.gate_up),
+                (Matrix.DOWN, layer.down),
+            ):
+                if part is None:
+                    continue
+                a_RI, b_OR = part.a_RI, part.b_OR
+                if which == Matrix.DOWN:
+                    a_RI = F.pad(a_RI, (0, -self.config.mlp_width % LANES))
+                elif which == Matrix.GATE_UP:
+                    alternated = _alternated(*b_OR.chunk(2))
+                    assert alternated is not None
+                    b_OR = alternated
+                model.set_adapter(slot, index, which, a_RI, b_OR)
 
     def release(self) -> None:
         """Let go of weights and cache; nothing can be computed before `restore`."""
@@ -175,7 +220,10 @@ class CpuRunner:
         if self._reload is None:
             raise RuntimeError("this runner was given no way to read its weights again")
         if self._model is None:
-            self._model = self._load(self._reload())
+            model = self._load(self._reload())
+            for slot, adapter in self._adapters.values():
+                self._set_adapter(model, slot, adapter)
+            self._model = model
 
     def bytes_per_token(self, context: int) -> int:
         """Bytes of weights and cache that one decoded token of one stream reads from memory."""

@@ -49,7 +49,7 @@ class ConfigStruct(ctypes.Structure):
 
     _fields_ = [
         *((name, INT) for name in ("vocabulary", "width", "layers", "heads", "kv_heads", "head_width", "mlp_width")),
-        *((name, INT) for name in ("max_length", "type", "half", "qk_norm", "num_blocks", "threads")),
+        *((name, INT) for name in ("max_length", "type", "half", "qk_norm", "num_blocks", "threads", "alone_bytes")),
         ("norm_epsilon", ctypes.c_float),
     ]
 
@@ -61,6 +61,7 @@ class StepStruct(ctypes.Structure):
         ("rows", INT),
         ("samples", INT),
         *((name, POINTER) for name in ("tokens", "positions", "slots", "table_starts", "tables", "sample_rows")),
+        ("adapters", POINTER),
         ("logits", POINTER),
     ]
 
@@ -82,6 +83,7 @@ class NativeConfig:
     qk_norm: bool
     num_blocks: int
     threads: int
+    alone_bytes: int  # a step that reads less than this in weights, times its rows, runs in one thread
     norm_epsilon: float
 
     def struct(self) -> ConfigStruct:
@@ -143,6 +145,16 @@ class NativeModel:
         """A token of this layer sees so many, itself among them."""
         self._check(self._library.kf_set_window(self._model, layer, tokens))
 
+    def set_adapter(self, slot: int, layer: int, which: Matrix, a_RI: Tensor, b_OR: Tensor) -> None:
+        """A LoRA adapter's part of one matrix, scale included; copied."""
+        a, b = a_RI.float().contiguous(), b_OR.float().contiguous()
+        sizes = (slot, layer, which, len(a), len(b), a.shape[1])
+        self._check(self._library.kf_set_adapter(self._model, *sizes, a.data_ptr(), b.data_ptr()))
+
+    def remove_adapter(self, slot: int) -> None:
+        """Free what was set for a slot, which may be used again."""
+        self._check(self._library.kf_remove_adapter(self._model, slot))
+
     def step(
         self,
         tokens: list[int],
@@ -151,12 +163,20 @@ class NativeModel:
         table_starts: list[int],
         tables: "array[int]",
         sample_rows: list[int],
+        adapters: list[int] | None = None,
     ) -> Tensor:
-        """One step; float32 logits (S, V). `table_starts`: for each row, where in `tables` its block table begins."""
+        """One step; float32 logits (S, V). `table_starts`: for each row, where in `tables` its block table begins.
+
+        `adapters`: the slot of each row's adapter, -1 for none.
+        """
         logit_SV = torch.empty(len(sample_rows), self.config.vocabulary)
         arrays = [array("i", values) for values in (tokens, positions, slots, table_starts)]
         arrays += [tables, array("i", sample_rows)]
+        if adapters is not None:
+            arrays.append(array("i", adapters))
         addresses = [values.buffer_info()[0] for values in arrays]
+        if adapters is None:
+            addresses.append(0)
         step = StepStruct(len(tokens), len(sample_rows), *addresses, logit_SV.data_ptr())
         self._check(self._library.kf_step(self._model, ctypes.byref(step)))
         return logit_SV
@@ -189,6 +209,8 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     for name in ("kf_set_embedding", "kf_set_rope"):
         getattr(library, name).argtypes = [POINTER, POINTER]
         getattr(library, name).restype = None
+    library.kf_set_adapter.argtypes = [POINTER, INT, INT, INT, INT, INT, INT, POINTER, POINTER]
+    library.kf_remove_adapter.argtypes = [POINTER, INT]
     library.kf_step.argtypes = [POINTER, POINTER]
     for name in ("kf_weight_bytes", "kf_cache_bytes"):
         getattr(library, name).argtypes = [POINTER]

@@ -23,6 +23,12 @@ void kf_set_rope(Model* model, const float* turns) { model->set_rope(turns); }
 int32_t kf_set_window(Model* model, int32_t layer, int32_t tokens) {
     try { model->set_window(layer, tokens); return 0; } catch (...) { return -1; }
 }
+int32_t kf_set_adapter(Model* model, int32_t slot, int32_t layer, int32_t which, int32_t rank, int32_t rows, int32_t cols, const float* a, const float* b) {
+    try { model->set_adapter(slot, layer, which, rank, rows, cols, a, b); return 0; } catch (...) { return -1; }
+}
+int32_t kf_remove_adapter(Model* model, int32_t slot) {
+    try { model->remove_adapter(slot); return 0; } catch (...) { return -1; }
+}
 int32_t kf_step(Model* model, const kf::Step* step) {
     try { model->step(*step); return 0; } catch (...) { return -1; }
 }
@@ -48,7 +54,7 @@ double kf_product(int32_t type, int32_t m, int32_t n, int32_t k, const float* x,
         clock_gettime(CLOCK_MONOTONIC, &a);
         for (int i = 0; i < repeat; i++) pool.run([](void* p, int id) {
             Job& j = *static_cast<Job*>(p);
-            const int t = j.pool.size();
+            const int t = j.pool.active();
             multiply(j.L, j.rows, j.L.panels * id / t, j.L.panels * (id + 1) / t, [&](int row, int panel, const float* v) {
                 std::memcpy(j.out + size_t(row) * j.L.n + panel * PANEL, v, size_t(std::min(PANEL, j.L.n - panel * PANEL)) * 4);
             });
@@ -72,7 +78,7 @@ double kf_bandwidth(int64_t bytes, int32_t threads, int32_t repeat) {
             clock_gettime(CLOCK_MONOTONIC, &a);
             pool.run([](void* p, int id) {
                 Job& j = *static_cast<Job*>(p);
-                const size_t t = size_t(j.pool.size()), from = j.bytes / t / 256 * 256 * size_t(id), to = from + j.bytes / t / 256 * 256;
+                const size_t t = size_t(j.pool.active()), from = j.bytes / t / 256 * 256 * size_t(id), to = from + j.bytes / t / 256 * 256;
                 vi s[4] = {splat(0), splat(0), splat(0), splat(0)};
                 for (size_t at = from; at < to; at += 256) {
                     prefetch(j.start + at + 2048), prefetch(j.start + at + 2112), prefetch(j.start + at + 2176), prefetch(j.start + at + 2240);

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <memory>
 #include <vector>
+#include "adapter.h"
 #include "attention.h"
 #include "pool.h"
 
@@ -19,6 +20,7 @@ struct Config {  // mirrored field by field in binding.py
     int32_t qk_norm;    // RMSNorm of every head of q and k
     int32_t num_blocks; // of the cache, 16 tokens each
     int32_t threads;
+    int32_t alone_bytes; // a step that reads less than this in weights, rows multiplied, runs in one thread
     float norm_epsilon;
 };
 
@@ -28,6 +30,7 @@ struct Step {  // mirrored field by field in binding.py
     const int32_t *table_starts;                // (rows): where in `tables` the row's block table begins
     const int32_t *tables;
     const int32_t *sample_rows;                 // (samples)
+    const int32_t *adapters;                    // (rows): the row's adapter, -1 for none; null where no row has one
     float *logits;                              // (samples, vocabulary)
 };
 
@@ -40,6 +43,8 @@ struct Layer {
     int window = 0;  // tokens seen, the own one among them; 0: all
 };
 
+constexpr int FEW_ROWS = 2;  // up to here every thread packs all rows for itself, which saves a barrier
+
 class Model {
   public:
     explicit Model(const Config& config);
@@ -49,20 +54,26 @@ class Model {
     void set_embedding(const void* table) { embedding_ = table; }     // (vocabulary, width), not copied
     void set_rope(const float* turns) { turns_ = turns; }             // (max_length, head_width / 2, 2) cos and sin, not copied
     void set_window(int layer, int tokens) { layers_.at(size_t(layer)).window = tokens; }
+    void set_adapter(int slot, int layer, int which, int rank, int rows, int cols, const float* a, const float* b);
+    void remove_adapter(int slot) { adapters_.at(size_t(slot)).clear(); }
     void step(const Step& step);
-    size_t weight_bytes() const;
+    size_t weight_bytes() const { return weight_bytes_; }
     size_t cache_bytes() const { return cache_.bytes(); }
     Pool& pool() { return pool_; }
 
   private:
+    struct Target { const Step* step; int layer, which; };  // the matrix that a product is about
     void work(const Step& step, int id);
     void reserve(int rows, int longest, int samples);
     void normalise(const float* x, const std::vector<float>& weight, float* y) const;
     void rotate(const Layer& layer, int index, const Step& step, int row);
     void attend_item(const Layer& layer, int index, const Step& step, int item, int id);
     // Packs rows for a product; `fill(row, to)` writes a row of floats or returns where it lies.
-    template <class Fill> const Rows& pack(int rows, int k, int id, Fill fill);
-    template <class Emit> void product(const Linear& L, const Rows& x, int id, Emit emit);
+    template <class Fill> const Rows& pack(int rows, int k, int id, const Target& target, Fill fill);
+    template <class Emit> void product(const Linear& L, const Rows& x, int id, const Target& target, Emit emit);
+    const AdapterPart* adapter(const Target& target, int row) const;
+    // Where a row's A x lies; with few rows every thread has its own.
+    float* shrunk(int rows, int row, int id) { return (rows <= FEW_ROWS ? own_[size_t(id)].shrunk : shrunk_).as<float>() + size_t(row) * widest_rank_; }
     uint8_t* cache_of(int layer) const { return cache_.as<uint8_t>() + size_t(layer) * config_.num_blocks * shape_.block_bytes(); }
 
     const Config config_;
@@ -73,18 +84,19 @@ class Model {
     const void* embedding_ = nullptr;
     const float* turns_ = nullptr;
     Memory cache_;
+    size_t weight_bytes_ = 0;
+    std::vector<Adapter> adapters_;
+    int widest_rank_ = 0;
 
     // Scratch of a step.
     int capacity_rows_ = 0, capacity_samples_ = 0, stride_ = 0;
-    Memory x_, qkv_, q_, attention_, activation_, packed_memory_;
+    Memory x_, qkv_, q_, attention_, activation_, packed_memory_, shrunk_;
     Rows packed_;
-    struct Private { Memory packed_memory, row, probability; Rows packed; };
+    struct Private { Memory packed_memory, row, probability, shrunk; Rows packed; };
     std::vector<Private> own_;
     std::vector<std::atomic<int>> next_item_;
     Pool pool_;
 };
-
-constexpr int FEW_ROWS = 2;  // up to here every thread packs all rows for itself, which saves a barrier
 
 inline Model::Model(const Config& config)
     : config_(config), layers_(size_t(config.layers)), own_(size_t(std::max(1, config.threads))), next_item_(size_t(config.layers)), pool_(config.threads) {
@@ -104,6 +116,7 @@ inline void Model::set_matrix(int layer, int which, int rows, int cols, const vo
     L.shape(config_.type, rows, cols);
     L.memory = Memory(L.bytes());
     L.data = L.memory.as<uint8_t>();
+    weight_bytes_ += L.bytes();
     struct Job { Model* model; Linear* L; const void* weight; bool half; } job{this, &L, weight, half};
     pool_.run([](void* p, int id) {
         Job& j = *static_cast<Job*>(p);
@@ -125,10 +138,12 @@ inline void Model::set_vector(int layer, int which, const float* values, int cou
     (which == ATTENTION_NORM ? l.attention_norm : which == MLP_NORM ? l.mlp_norm : which == Q_NORM ? l.q_norm : l.k_norm) = std::move(v);
 }
 
-inline size_t Model::weight_bytes() const {
-    size_t n = head_.bytes();
-    for (const Layer& l : layers_) n += l.qkv.bytes() + l.output.bytes() + l.gate_up.bytes() + l.down.bytes();
-    return n;
+inline void Model::set_adapter(int slot, int layer, int which, int rank, int rows, int cols, const float* a, const float* b) {
+    if (adapters_.size() <= size_t(slot)) adapters_.resize(size_t(slot) + 1);
+    Adapter& adapter = adapters_[size_t(slot)];
+    adapter.resize(size_t(4) * config_.layers);
+    adapter.at(size_t(4 * layer + which)).set(rank, rows, cols, a, b);
+    widest_rank_ = std::max(widest_rank_, rank);
 }
 
 inline void Model::reserve(int rows, int longest, int samples) {
@@ -145,11 +160,13 @@ inline void Model::reserve(int rows, int longest, int samples) {
         packed_memory_ = Memory(Rows::bytes(config_.type, widest, need));
         capacity_rows_ = need;
     }
+    if (widest_rank_ && shrunk_.bytes() < size_t(need) * widest_rank_ * 4) shrunk_ = Memory(size_t(need) * widest_rank_ * 4);
     for (Private& own : own_) {
         if (!own.packed_memory.bytes()) {
             own.packed_memory = Memory(Rows::bytes(config_.type, widest, FEW_ROWS));
             own.row = Memory(size_t(widest + LANES) * 4);
         }
+        if (widest_rank_ && own.shrunk.bytes() < size_t(FEW_ROWS) * widest_rank_ * 4) own.shrunk = Memory(size_t(FEW_ROWS) * widest_rank_ * 4);
         if (stride > stride_) own.probability = Memory(size_t(4) * stride * 4);
     }
     stride_ = std::max(stride_, stride);
@@ -161,7 +178,8 @@ inline void Model::step(const Step& step) {
     reserve(step.rows, longest, step.samples);
     for (auto& next : next_item_) next.store(0, std::memory_order_relaxed);
     struct Job { Model* model; const Step* step; } job{this, &step};
-    pool_.run([](void* p, int id) { Job& j = *static_cast<Job*>(p); j.model->work(*j.step, id); }, &job);
+    const bool alone = weight_bytes_ * size_t(step.rows) < size_t(config_.alone_bytes);
+    pool_.run([](void* p, int id) { Job& j = *static_cast<Job*>(p); j.model->work(*j.step, id); }, &job, alone);
 }
 
 inline void Model::normalise(const float* x, const std::vector<float>& weight, float* y) const {
@@ -176,26 +194,38 @@ inline void Model::normalise(const float* x, const std::vector<float>& weight, f
     for (; i < n; i++) y[i] = x[i] * scale * weight[size_t(i)];
 }
 
-template <class Fill> inline const Rows& Model::pack(int rows, int k, int id, Fill fill) {
+inline const AdapterPart* Model::adapter(const Target& target, int row) const {
+    if (target.which == HEAD || !target.step->adapters || target.step->adapters[row] < 0) return nullptr;
+    const AdapterPart& part = adapters_[size_t(target.step->adapters[row])][size_t(4 * target.layer + target.which)];
+    return part.rank ? &part : nullptr;
+}
+
+template <class Fill> inline const Rows& Model::pack(int rows, int k, int id, const Target& target, Fill fill) {
     Private& own = own_[size_t(id)];
+    auto put = [&](Rows& to, int row) {
+        const float* x = fill(row, own.row.template as<float>());
+        to.put(row, x);
+        if (const AdapterPart* part = adapter(target, row)) part->shrink(x, shrunk(rows, row, id));
+    };
     if (rows <= FEW_ROWS) {
         own.packed.attach(own.packed_memory.as<uint8_t>(), config_.type, k, rows);
-        for (int r = 0; r < rows; r++) own.packed.put(r, fill(r, own.row.template as<float>()));
+        for (int r = 0; r < rows; r++) put(own.packed, r);
         return own.packed;
     }
     if (id == 0) packed_.attach(packed_memory_.as<uint8_t>(), config_.type, k, rows);
     Rows mine;
     mine.attach(packed_memory_.as<uint8_t>(), config_.type, k, rows);
-    const int n = pool_.size();
-    for (int r = int(int64_t(rows) * id / n); r < int(int64_t(rows) * (id + 1) / n); r++) mine.put(r, fill(r, own.row.template as<float>()));
+    const int n = pool_.active();
+    for (int r = int(int64_t(rows) * id / n); r < int(int64_t(rows) * (id + 1) / n); r++) put(mine, r);
     pool_.barrier();
     return packed_;
 }
 
-template <class Emit> inline void Model::product(const Linear& L, const Rows& x, int id, Emit emit) {
-    const int n = pool_.size();
+template <class Emit> inline void Model::product(const Linear& L, const Rows& x, int id, const Target& target, Emit emit) {
+    const int n = pool_.active();
     multiply(L, x, int(int64_t(L.panels) * id / n), int(int64_t(L.panels) * (id + 1) / n), [&](int row, int panel, float* v) {
         if (L.bias) for (int i = 0; i < PANEL; i++) v[i] += L.bias[panel * PANEL + i];
+        if (const AdapterPart* part = adapter(target, row)) part->expand(shrunk(x.rows, row, id), panel, v);
         emit(row, panel * PANEL, std::min(PANEL, L.n - panel * PANEL), v);
     });
     pool_.barrier();
@@ -236,7 +266,7 @@ inline void Model::attend_item(const Layer& layer, int index, const Step& step, 
 }
 
 inline void Model::work(const Step& step, int id) {
-    const int n = pool_.size(), rows = step.rows, width = config_.width, heads = config_.heads * config_.head_width;
+    const int n = pool_.active(), rows = step.rows, width = config_.width, heads = config_.heads * config_.head_width;
     const int qkv_width = heads + 2 * config_.kv_heads * config_.head_width;
     const int begin = int(int64_t(rows) * id / n), end = int(int64_t(rows) * (id + 1) / n);
     float *x = x_.as<float>(), *qkv = qkv_.as<float>(), *attention = attention_.as<float>(), *activation = activation_.as<float>();
@@ -253,8 +283,8 @@ inline void Model::work(const Step& step, int id) {
     };
     for (int index = 0; index < config_.layers; index++) {
         Layer& layer = layers_[size_t(index)];
-        const Rows& for_qkv = pack(rows, width, id, [&](int r, float* y) { normalise(x + size_t(r) * width, layer.attention_norm, y); return y; });
-        product(layer.qkv, for_qkv, id, [&](int row, int col, int count, const float* v) {
+        const Rows& for_qkv = pack(rows, width, id, {&step, index, QKV}, [&](int r, float* y) { normalise(x + size_t(r) * width, layer.attention_norm, y); return y; });
+        product(layer.qkv, for_qkv, id, {&step, index, QKV}, [&](int row, int col, int count, const float* v) {
             std::memcpy(qkv + size_t(row) * qkv_width + col, v, size_t(count) * 4);
         });
         for (int r = begin; r < end; r++) rotate(layer, index, step, r);
@@ -262,17 +292,18 @@ inline void Model::work(const Step& step, int id) {
         const int items = rows * config_.kv_heads;
         for (int item; (item = next_item_[size_t(index)].fetch_add(1, std::memory_order_relaxed)) < items;) attend_item(layer, index, step, item, id);
         pool_.barrier();
-        product(layer.output, pack(rows, heads, id, [&](int r, float*) { return attention + size_t(r) * heads; }), id, add);
-        const Rows& for_mlp = pack(rows, width, id, [&](int r, float* y) { normalise(x + size_t(r) * width, layer.mlp_norm, y); return y; });
+        const Target output{&step, index, OUTPUT}, down{&step, index, DOWN};
+        product(layer.output, pack(rows, heads, id, output, [&](int r, float*) { return attention + size_t(r) * heads; }), id, output, add);
+        const Rows& for_mlp = pack(rows, width, id, {&step, index, GATE_UP}, [&](int r, float* y) { normalise(x + size_t(r) * width, layer.mlp_norm, y); return y; });
         const int inner = layer.down.k;  // mlp_width, rounded up to whole vectors
-        product(layer.gate_up, for_mlp, id, [&](int row, int col, int, const float* v) {  // 16 of gate, 16 of up
+        product(layer.gate_up, for_mlp, id, {&step, index, GATE_UP}, [&](int row, int col, int, const float* v) {  // 16 of gate, 16 of up
             store(activation + size_t(row) * inner + col / 2, silu(load(v)) * load(v + LANES));
         });
-        product(layer.down, pack(rows, inner, id, [&](int r, float*) { return activation + size_t(r) * inner; }), id, add);
+        product(layer.down, pack(rows, inner, id, down, [&](int r, float*) { return activation + size_t(r) * inner; }), id, down, add);
     }
     if (!step.samples) return;
-    const Rows& last = pack(step.samples, width, id, [&](int s, float* y) { normalise(x + size_t(step.sample_rows[s]) * width, final_norm_, y); return y; });
-    product(head_, last, id, [&](int s, int col, int count, const float* v) {
+    const Rows& last = pack(step.samples, width, id, {&step, 0, HEAD}, [&](int s, float* y) { normalise(x + size_t(step.sample_rows[s]) * width, final_norm_, y); return y; });
+    product(head_, last, id, {&step, 0, HEAD}, [&](int s, int col, int count, const float* v) {
         std::memcpy(step.logits + size_t(s) * config_.vocabulary + col, v, size_t(count) * 4);
     });
 }

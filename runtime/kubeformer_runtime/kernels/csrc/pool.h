@@ -35,9 +35,13 @@ class Pool {
         for (auto& worker : workers_) worker.join();
     }
     int size() const { return size_; }
+    int active() const { return active_; }  // threads of the running job
 
-    // Calls job(argument, id) in every thread, id 0 being the caller, and returns when all are through.
-    void run(Job job, void* argument) {
+    // Calls job(argument, id) in every thread, id 0 being the caller, and returns when all are through. `alone`: in the
+    // caller only, for jobs so small that waking and meeting others takes longer.
+    void run(Job job, void* argument, bool alone = false) {
+        active_ = alone ? 1 : size_;
+        if (active_ == 1) { job(argument, 0); return; }
         job_ = job;
         argument_ = argument;
         wake();
@@ -47,7 +51,7 @@ class Pool {
 
     // Every thread of a running job calls it equally often; what was written before is seen after.
     void barrier() {
-        if (size_ == 1) return;
+        if (active_ == 1) return;
         const uint32_t round = round_.load(std::memory_order_relaxed);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
             arrived_.store(0, std::memory_order_relaxed);
@@ -83,6 +87,7 @@ class Pool {
     }
 
     const int size_;
+    int active_ = 1;
     Job job_ = nullptr;
     void* argument_ = nullptr;
     alignas(64) std::atomic<uint32_t> generation_{0};
