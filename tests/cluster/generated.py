@@ -29,6 +29,7 @@ TEXTS: dict[str, tuple[str, ...]] = {
     "textField": ("text", "body", "ein Feld", "x" * 128),
     "labelField": ("label", "ünïcode"),
     "env": ("A", "B_1", "_c", "KUBEFORM"),
+    "extraArgs": ("--quantization=fp8", "--enable-auto-tool-choice", "--model-impl=auto", "--hf-overrides.a_b=1"),
 }
 """Valid texts by the name of the field (or of the map or list) that they stand in."""
 
@@ -50,7 +51,8 @@ NASTY: tuple[Any, ...] = (
     "s3://bucket/key", "hf://org/name", "https://host/x", "file:///x", "configmap://c/k", "configmap://c/k/l",
     "configmap://c", "configmap://c/", "configmap://c/*", "configmap://c/a.jsonl", "configmap://C/a", "pvc://a..b/c",
     "Auto", "auto", "AdamW", "None", "Near", "Exists", "NoExecute", "NoSchedule", "validation/accuracy",
-    "validation/loss", "Maximize", "cosine", "true", "null", "yes",
+    "validation/loss", "Maximize", "cosine", "true", "null", "yes", "--model=x", "--max-model-l=1", "--a_b",
+    "-O3", "--", "--x", "--X", "--speculative-config.method=ngram", "--a b", "--a=", "VLLM", "Builtin", "Reproducible",
 )  # fmt: skip
 WRONG: tuple[Any, ...] = (None, True, False, 0, 1, -1, 2**31, 2**40, 0.5, -0.5, 1e300, "text", [], {}, [None], {"a": 1})
 UNKNOWN = ("extra", "text_field", "batch_size", "Uri", "kubeformer.dev/x", "a b", "")

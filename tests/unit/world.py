@@ -26,7 +26,10 @@ from kubeformer.kit.view import Key, Report
 NAMESPACE = "lab"
 START = 1_800_000_000.0  # when every world begins, seconds since the epoch
 SETTINGS = OperatorSettings(
-    worker_image="registry.local/runtime:1", server_image="registry.local/runtime:1", gateway_url="http://gateway"
+    worker_image="registry.local/runtime:1",
+    server_image="registry.local/runtime:1",
+    vllm_image="registry.local/vllm:1",
+    gateway_url="http://gateway",
 )
 PRIMARIES = ("TrainingJob", "ModelDeployment")
 

@@ -63,6 +63,7 @@ topologySpreadConstraints:
 {{- dict
   "workerImage" .Values.images.runtime
   "serverImage" .Values.images.runtime
+  "vllmImage" .Values.images.vllm
   "imagePullPolicy" .Values.images.pullPolicy
   "imagePullSecrets" .Values.images.pullSecrets
   "storage" .Values.storage

@@ -17,7 +17,7 @@ PodLabels = Annotated[dict[str, str], Field(max_length=32)]
 
 
 class Images(Model):
-    """Where the two images are; full references, best with a digest."""
+    """Where the images are; full references, best with a digest."""
 
     operator: Image
     """The light image (operator/Containerfile), for operator and gateway, such as
@@ -26,6 +26,10 @@ class Images(Model):
     runtime: Image
     """The heavy image (runtime/Containerfile), for training workers and model servers, such as
     registry.example.com/kubeformer-runtime:0.1.0."""
+
+    vllm: Annotated[str, Field(max_length=512)] = ""
+    """The image with vLLM (runtime/vllm.Containerfile, or vLLM's own), for model servers with engine.type VLLM; empty:
+    only deployments that name an image of their own can have it."""
 
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """When nodes pull them."""
@@ -176,7 +180,7 @@ class ChartValues(Model):
     """The values of the chart."""
 
     images: Images
-    """Where the two images are; full references, best with a digest."""
+    """Where the images are; full references, best with a digest."""
 
     storage: ChartStorage = ChartStorage()
     """Where models and checkpoints go when a resource names no storage."""

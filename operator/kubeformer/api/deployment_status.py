@@ -84,11 +84,14 @@ class ModelDeploymentStatus(Lenient):
     selector: Text | None = None
     """Label selector of the server pods, for kubectl scale and autoscalers."""
 
-    served_names: Annotated[list[Text], Field(max_length=17), *UNIQUE] = empty(list)
-    """Names by which requests may ask for the model now."""
+    served_names: Annotated[list[Text], Field(max_length=33), *UNIQUE] = empty(list)
+    """Names by which requests may ask for the model, or for one of its adapters, now."""
 
     engine: Text | None = None
-    """Engine that serves it."""
+    """Engine that serves it: Builtin or VLLM."""
+
+    engine_reason: Text | None = None
+    """Why it is that one."""
 
     resolved: ResolvedDeployment | None = None
     """What was left open in the spec and chosen."""

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from kubeformer.api.common import NAME_RULE, ObjectMeta, Pod, Resources, TrainingJobRef, Whole
 from kubeformer.api.deployment_status import ModelDeploymentStatus
-from kubeformer.api.rules import UNIQUE, Model, Rule, Transition, empty, exactly_one, matching
+from kubeformer.api.engine import VLLM_RULES, Engine
+from kubeformer.api.rules import UNIQUE, Model, Rule, Transition, empty, exactly_one, keyed_by, matching
 from kubeformer.api.uri import WeightsUri
 
 ServedName = Annotated[
@@ -24,11 +25,27 @@ ServedName = Annotated[
 ]
 
 
+class Adapter(Model):
+    """A LoRA adapter, served under a name of its own beside the model."""
+
+    name: ServedName
+    """Name by which requests may ask for the model with this adapter."""
+
+    uri: WeightsUri
+    """The adapter's directory in PEFT's layout (adapter_config.json, adapter_model.safetensors), as in
+    pvc://CLAIM/PATH."""
+
+
 class ServedModel(Model):
     """What is served: exactly one of trainingJobRef and uri."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         exactly_one("trainingJobRef", "uri", where="spec.model", example="trainingJobRef: {name: spam-filter}"),
+        Rule(
+            "!has(self.adapters) || !has(self.servedNames) || self.adapters.all(a, !(a.name in self.servedNames))",
+            "the name of an adapter must not be one of servedNames, which are the model's without any",
+            lambda model: not {adapter.name for adapter in model.adapters} & set(model.served_names),
+        ),
     )
 
     training_job_ref: TrainingJobRef | None = None
@@ -40,18 +57,8 @@ class ServedModel(Model):
     served_names: Annotated[list[ServedName], Field(max_length=16), *UNIQUE] = empty(list)
     """Names by which requests may ask for the model; left out: the resource's name."""
 
-
-class Engine(Model):
-    """How the model is run."""
-
-    dtype: Literal["Auto", "Float32", "BFloat16", "Float16"] = "Auto"
-    """Arithmetic. Auto: as the weights are stored."""
-
-    max_model_length: Annotated[int, Field(ge=16, le=1_048_576), Whole] | None = None
-    """Tokens of prompt and answer together, at most; left out: what the model was made for."""
-
-    max_sequences: Annotated[int, Field(ge=1, le=4096), Whole] = 64
-    """Requests worked on at once by a replica; more wait."""
+    adapters: Annotated[list[Adapter], Field(max_length=16), *keyed_by("name")] = empty(list)
+    """LoRA adapters, each served under its own name beside the model."""
 
 
 class Rollout(Model):
@@ -100,11 +107,13 @@ class Sampling(Model):
 class ModelDeploymentSpec(Model):
     """What to serve, and how."""
 
+    RULES: ClassVar[tuple[Rule, ...]] = VLLM_RULES
+
     model: ServedModel
     """What is served, for example trainingJobRef: {name: spam-filter}."""
 
     engine: Engine = Engine()
-    """How the model is run."""
+    """How the model is run, and by what."""
 
     replicas: Annotated[int, Field(ge=0, le=1000), Whole] = 1
     """Number of servers; kubectl scale works."""
@@ -128,7 +137,19 @@ class ModelDeploymentSpec(Model):
 class ModelDeployment(Model):
     """A model behind an OpenAI-compatible endpoint."""
 
-    RULES: ClassVar[tuple[Rule, ...]] = (NAME_RULE,)
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        NAME_RULE,
+        Rule(
+            "!has(self.spec.model.adapters) || self.spec.model.adapters.all(a, a.name != self.metadata.name) || "
+            "(has(self.spec.model.servedNames) && self.spec.model.servedNames.size() > 0)",
+            "spec.model.adapters: the name of an adapter must not be the resource's own, by which the model is served "
+            "without any while servedNames are left out",
+            lambda body: (
+                bool(body.spec.model.served_names)
+                or all(adapter.name != body.metadata.name for adapter in body.spec.model.adapters)
+            ),
+        ),
+    )
     TRANSITIONS: ClassVar[tuple[Transition, ...]] = ()
 
     api_version: Literal["kubeformer.dev/v1alpha1"] = "kubeformer.dev/v1alpha1"

@@ -74,6 +74,7 @@ class Settings(Document):
 
     worker_image: str = Field(min_length=1, max_length=512)  # training pods
     server_image: str = Field(min_length=1, max_length=512)  # serving pods
+    vllm_image: str = Field(default="", max_length=512)  # serving pods that run vLLM; empty: there is none
     image_pull_policy: PullPolicy = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()  # names; each namespace has its own Secrets
     storage: Storage = Storage()
@@ -100,6 +101,7 @@ class Settings(Document):
         return OperatorSettings(
             worker_image=self.worker_image,
             server_image=self.server_image,
+            vllm_image=self.vllm_image,
             image_pull_policy=self.image_pull_policy,
             image_pull_secrets=self.image_pull_secrets,
             storage_uri=self.storage.uri,

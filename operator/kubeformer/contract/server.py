@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from kubeformer.contract.base import Document, Location
 
 
@@ -35,7 +37,7 @@ class ServerSettings(Document):
     quantization: Literal["None", "Int8", "Int4"] = "None"  # of weights, at load; activations and cache stay in dtype
     numerics: Literal["Fast", "Reproducible"] = "Fast"  # Reproducible: the same tokens whatever else is in the batch
     speculative_tokens: int = 0  # n-gram drafts a step and sequence; 0: none
-    adapters: list[Adapter] = []
+    adapters: list[Adapter] = Field(default_factory=list)
     max_model_length: int | None = None  # tokens; None: what the model was made for
     max_num_seqs: int = 64  # sequences running at once
     max_num_batched_tokens: int = 2048  # tokens a step, prompts and answers together

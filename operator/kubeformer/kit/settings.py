@@ -21,6 +21,9 @@ class OperatorSettings:
     server_image: str
     """Image of model servers; `pod.image` takes its place in one deployment."""
 
+    vllm_image: str = ""
+    """Image of model servers that run vLLM; empty: only deployments that name an image of their own can have it."""
+
     image_pull_policy: PullPolicy = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
 

@@ -10,11 +10,12 @@ _LONGEST = 512
 
 
 def container_statuses(pod: Child) -> Iterator[Json]:
-    """The statuses of a pod's containers, as far as they can be read."""
-    statuses = pod.status.get("containerStatuses")
-    for status in statuses if isinstance(statuses, list | tuple) else ():
-        if isinstance(status, Mapping):
-            yield status
+    """The statuses of a pod's containers, those that run first among them, as far as they can be read."""
+    for field in ("initContainerStatuses", "containerStatuses"):
+        statuses = pod.status.get(field)
+        for status in statuses if isinstance(statuses, list | tuple) else ():
+            if isinstance(status, Mapping):
+                yield status
 
 
 def state_of(status: Json, kind: str, field: str = "state") -> Json:

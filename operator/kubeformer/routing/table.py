@@ -74,11 +74,13 @@ def build(deployments: Iterable[Json], slices: Iterable[Json]) -> Table:
 def _target(deployment: Json, ready: Mapping[tuple[str, str], set[Endpoint]]) -> Target:
     meta = deployment["metadata"]
     namespace, name = meta["namespace"], meta["name"]
-    claimed = ((deployment.get("spec") or {}).get("model") or {}).get("servedNames") or [name]
+    model = (deployment.get("spec") or {}).get("model") or {}
+    claimed = model.get("servedNames") or [name]
+    adapters = [adapter["name"] for adapter in model.get("adapters") or ()]
     return Target(
         namespace=namespace,
         name=name,
-        served_names=tuple(claimed),
+        served_names=(*claimed, *adapters),  # the first is the model's without any adapter
         created=meta.get("creationTimestamp", ""),
         endpoints=tuple(sorted(ready.get((namespace, name), ()))),
         reason=_why_not_ready(deployment),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from kubeformer.api.conditions import DeploymentReason
+from kubeformer.api.engine import engine_of
 from kubeformer.kit.artifacts import published_by
 from kubeformer.kit.capacity import capacity_finding
 from kubeformer.kit.findings import Finding
@@ -74,38 +75,52 @@ def model_has_a_place(seen: Observed) -> Finding | None:
     )
 
 
-def claim_is_there(seen: Observed) -> Finding | None:
-    """The claim that the model is on exists; whether the directory is there, the servers will see."""
+def an_image_is_there(seen: Observed) -> Finding | None:
+    """vLLM has an image of its own, which an installation may do without."""
     assert seen.spec is not None
-    assert seen.model is not None
-    claim = seen.claim
-    if claim is not None and claim.meta.deletion_timestamp is None:
-        return None
-    state = "is being deleted" if claim is not None else "does not exist"
-    field = "spec.model.uri" if seen.spec.model.uri is not None else "the model of spec.model.trainingJobRef"
-    return Finding(
-        DeploymentReason.CLAIM_NOT_FOUND,
-        f"{field} is {seen.model.uri}, and the claim {seen.model.uri.claim} {state} in the namespace "
-        f"{seen.key.namespace}: make it, or name another.",
-        depends_on=(Key("PersistentVolumeClaim", seen.key.namespace, seen.model.uri.claim),),
-    )
-
-
-def claim_is_shared(seen: Observed) -> Finding | None:
-    """Several servers need a claim that several nodes can mount."""
-    assert seen.spec is not None
-    assert seen.model is not None
-    modes = seen.claim.spec.get("accessModes") if seen.claim is not None else None
-    given = {str(mode) for mode in modes} if isinstance(modes, list | tuple) else set()
-    if seen.spec.replicas <= 1 or not given or given & SHARED_MODES:
+    engine, why = engine_of(seen.spec)
+    if engine != "VLLM" or seen.spec.pod.image is not None or seen.settings.vllm_image:
         return None
     return Finding(
         DeploymentReason.SETTINGS_INVALID,
-        f"spec.replicas is {seen.spec.replicas}, and the model is on the claim {seen.model.uri.claim}, which has "
-        f"{', '.join(sorted(given))}: servers on several nodes need ReadWriteMany or ReadOnlyMany. Use such a claim, "
-        "or set spec.replicas to 1.",
-        depends_on=(Key("PersistentVolumeClaim", seen.key.namespace, seen.model.uri.claim),),
+        f"{why} This installation has no image of vLLM: set spec.pod.image, have images.vllm set in the chart, or set "
+        "spec.engine.type to Builtin.",
     )
+
+
+def claims_are_there(seen: Observed) -> Finding | None:
+    """The claims that model and adapters are on exist; whether the directories are there, the servers will see."""
+    for place in seen.places:
+        if place.claim is not None and place.claim.meta.deletion_timestamp is None:
+            continue
+        state = "is being deleted" if place.claim is not None else "does not exist"
+        return Finding(
+            DeploymentReason.CLAIM_NOT_FOUND,
+            f"{place.what} is {place.uri}, and the claim {place.uri.claim} {state} in the namespace "
+            f"{seen.key.namespace}: make it, or name another.",
+            depends_on=(Key("PersistentVolumeClaim", seen.key.namespace, place.uri.claim),),
+        )
+    return None
+
+
+def claims_are_shared(seen: Observed) -> Finding | None:
+    """Several servers need claims that several nodes can mount."""
+    assert seen.spec is not None
+    if seen.spec.replicas <= 1:
+        return None
+    for place in seen.places:
+        modes = place.claim.spec.get("accessModes") if place.claim is not None else None
+        given = {str(mode) for mode in modes} if isinstance(modes, list | tuple) else set()
+        if not given or given & SHARED_MODES:
+            continue
+        return Finding(
+            DeploymentReason.SETTINGS_INVALID,
+            f"spec.replicas is {seen.spec.replicas}, and {place.what} is on the claim {place.uri.claim}, which has "
+            f"{', '.join(sorted(given))}: servers on several nodes need ReadWriteMany or ReadOnlyMany. Use such a "
+            "claim, or set spec.replicas to 1.",
+            depends_on=(Key("PersistentVolumeClaim", seen.key.namespace, place.uri.claim),),
+        )
+    return None
 
 
 def a_node_is_big_enough(seen: Observed) -> Finding | None:
@@ -123,5 +138,5 @@ Check = Callable[[Observed], Finding | None]
 ALWAYS: tuple[Check, ...] = (spec_can_be_read, name_is_free, model_is_published, model_has_a_place)
 """Without these there is nothing to render."""
 
-BEFORE_A_ROLLOUT: tuple[Check, ...] = (claim_is_there, claim_is_shared, a_node_is_big_enough)
+BEFORE_A_ROLLOUT: tuple[Check, ...] = (an_image_is_there, claims_are_there, claims_are_shared, a_node_is_big_enough)
 """These are asked when new servers would be started, and of nothing that runs."""

@@ -30,6 +30,15 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Something that servers read: where it is, the claim it is on, and the field that says so."""
+
+    what: str  # as a sentence begins: the field, or what the field stands for
+    uri: PvcUri
+    claim: Child | None
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """See the module's docstring."""
 
@@ -45,7 +54,7 @@ class Observed:
     budget: Child | None
     job: Json | None  # the TrainingJob that spec.model names
     model: Model | None
-    claim: Child | None  # that the model is on
+    places: tuple[Place, ...]  # of the model, if it is known, and of the adapters
     taken: Mapping[str, Key]  # served names that an older deployment claims, and which
     nodes: tuple[Child, ...]
     settings: OperatorSettings
@@ -67,6 +76,12 @@ class Observed:
         """The names that the spec asks for; left out, the resource's own."""
         given = tuple(self.spec.model.served_names) if self.spec is not None else ()
         return given or (self.name,)
+
+    @property
+    def claimed_names(self) -> tuple[str, ...]:
+        """The served names, and those of the adapters: all that requests may ask for."""
+        adapters = self.spec.model.adapters if self.spec is not None else ()
+        return (*self.served_names, *(adapter.name for adapter in adapters))
 
 
 def observe(view: View, key: Key, raw: Json, settings: OperatorSettings, now: float) -> Observed:
@@ -93,7 +108,7 @@ def observe(view: View, key: Key, raw: Json, settings: OperatorSettings, now: fl
         budget=budget if budget is not None and budget.meta.owner_uid == own.uid else None,
         job=job,
         model=model,
-        claim=view.child(Key("PersistentVolumeClaim", key.namespace, model.uri.claim)) if model else None,
+        places=_places(view, key.namespace, spec, model),
         taken=_taken(view, own, spec),
         nodes=tuple(view.every("Node")),
         settings=settings,
@@ -140,11 +155,25 @@ def _model(spec: ModelDeploymentSpec | None, job: Json | None, stored: Json) -> 
     return Model(uri, digest if isinstance(digest, str) and digest else None, recorded=True)
 
 
+def _places(view: View, namespace: str, spec: ModelDeploymentSpec | None, model: Model | None) -> tuple[Place, ...]:
+    if spec is None:
+        return ()
+    of_model = "spec.model.uri" if spec.model.uri is not None else "the model of spec.model.trainingJobRef"
+    named = [(of_model, model.uri)] if model is not None else []
+    for adapter in spec.model.adapters:
+        uri = claim_uri(adapter.uri)
+        if uri is not None:
+            named.append((f"spec.model.adapters, the uri of {adapter.name},", uri))
+    return tuple(
+        Place(what, uri, view.child(Key("PersistentVolumeClaim", namespace, uri.claim))) for what, uri in named
+    )
+
+
 def _taken(view: View, own: Meta, spec: ModelDeploymentSpec | None) -> dict[str, Key]:
     """The names that somebody older claims. The gateway goes by the same order: time, namespace, name."""
     if spec is None:
         return {}
-    wanted = tuple(spec.model.served_names) or (own.name,)
+    wanted = (*(spec.model.served_names or (own.name,)), *(adapter.name for adapter in spec.model.adapters))
     mine = (own.creation_timestamp, own.namespace, own.name)
     found: dict[str, Key] = {}
     for other in view.primaries("ModelDeployment"):
@@ -161,4 +190,7 @@ def _claimed(body: Json, name: str) -> list[str]:
     spec = body.get("spec")
     model = spec.get("model") if isinstance(spec, Mapping) else None
     given = model.get("servedNames") if isinstance(model, Mapping) else None
-    return [str(n) for n in given] if isinstance(given, list | tuple) and given else [name]
+    served = [str(n) for n in given] if isinstance(given, list | tuple) and given else [name]
+    adapters = model.get("adapters") if isinstance(model, Mapping) else None
+    listed = adapters if isinstance(adapters, list | tuple) else ()
+    return served + [str(adapter.get("name")) for adapter in listed if isinstance(adapter, Mapping)]

@@ -9,6 +9,7 @@ collection when the ModelDeployment is deleted, and nothing else is left of it.
 from collections.abc import Mapping
 from typing import Any
 
+from kubeformer.api.engine import engine_of
 from kubeformer.api.model_deployment import ModelDeploymentSpec
 from kubeformer.contract import names
 from kubeformer.kit.findings import Finding, first_finding
@@ -59,7 +60,7 @@ def _render(seen: Observed, spec: ModelDeploymentSpec, model: Model) -> tuple[st
         rendered = render(seen, spec, model, kept)
         if seen.deployment.meta.labels.get(names.LABEL_REVISION) == rendered.revision:
             return kept, rendered
-    image = seen.settings.server_image
+    image = seen.settings.vllm_image if engine_of(spec)[0] == "VLLM" else seen.settings.server_image
     return image, render(seen, spec, model, image)
 
 

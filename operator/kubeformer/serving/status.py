@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kubeformer.api.conditions import DeploymentCondition, DeploymentReason, Status, updated
+from kubeformer.api.engine import engine_of
 from kubeformer.contract import names
 from kubeformer.kit.child import Json
 from kubeformer.kit.findings import Finding
@@ -15,7 +16,6 @@ from kubeformer.serving.outlook import Counts, Trouble, counts, trouble
 
 LONGEST_MESSAGE = 1024
 MOST_REVISIONS = 10
-ENGINE = "Builtin"
 
 Object = dict[str, Any]
 Verdict = tuple[Status, str, str]
@@ -50,7 +50,9 @@ def status(
     result["replicas"], result["readyReplicas"] = there.total, there.ready
     result["url"] = _url(seen)
     result["servedNames"] = _served_names(seen)
-    result["engine"] = ENGINE
+    if seen.spec is not None:
+        result["engine"], why = engine_of(seen.spec)
+        result["engineReason"] = why[:256]
     if rendered is not None and model is not None:
         result["resolved"] = {"image": image, "modelUri": str(model.uri)[:1100]}
         if model.digest is not None:
@@ -96,7 +98,7 @@ def _ready(seen: Observed, finding: Finding | None, there: Counts, wanted: int, 
         return "True", DeploymentReason.SCALED_TO_ZERO, "spec.replicas is 0: nothing answers."
     rolled_out = there.updated >= wanted and there.total == there.updated
     if rolled_out and there.ready >= wanted:
-        if len(seen.taken) == len(set(seen.served_names)):
+        if len(seen.taken) == len(set(seen.claimed_names)):
             return "True", DeploymentReason.NAME_TAKEN, _taken(seen)
         return "True", DeploymentReason.SERVING, f"{there.ready} of {wanted} replicas answer."
     if hindered is not None:
@@ -126,7 +128,7 @@ def _valid(seen: Observed, finding: Finding | None) -> Verdict:
 def _taken(seen: Observed) -> str:
     listed = ", ".join(f"{name} (by {key.namespace}/{key.name})" for name, key in sorted(seen.taken.items()))
     return (
-        f"spec.model.servedNames: an older deployment claims {listed}. Requests for {seen.key.namespace}/{seen.name} "
+        f"spec.model: an older deployment claims {listed}. Requests for {seen.key.namespace}/{seen.name} "
         "come here all the same; for a short name, choose another."
     )
 
@@ -175,8 +177,8 @@ def _url(seen: Observed) -> str:
 
 
 def _served_names(seen: Observed) -> list[str]:
-    own = [name for name in dict.fromkeys(seen.served_names) if name not in seen.taken]
-    return [*own, f"{seen.key.namespace}/{seen.name}"][:17]
+    own = [name for name in dict.fromkeys(seen.claimed_names) if name not in seen.taken]
+    return [*own, f"{seen.key.namespace}/{seen.name}"]
 
 
 def _lineage(seen: Observed, model: Model) -> Object | None:

@@ -14,6 +14,7 @@ SMALLEST = {"workerImage": "registry/worker:1", "serverImage": "registry/server:
 EVERYTHING: dict[str, Any] = {
     "workerImage": "w",
     "serverImage": "s",
+    "vllmImage": "v",
     "imagePullPolicy": "Always",
     "imagePullSecrets": ["regcred"],
     "storage": {"uri": "pvc://models/team", "storageClassName": "nfs", "size": "1Ti"},
