@@ -156,8 +156,7 @@ class Narrator:
             self._tell("response.output_text.done", {**place, "text": part["text"], "logprobs": self._logprobs})
             self._tell("response.content_part.done", {**place, "part": part})
         else:
-            done = {"arguments": item["arguments"], "name": item["name"]}
-            self._tell("response.function_call_arguments.done", {**place, **done})
+            self._tell("response.function_call_arguments.done", {**place, "arguments": item["arguments"]})
         item["status"] = status
         self._tell("response.output_item.done", {"output_index": len(self._output), "item": item})
         self._output.append(item)
