@@ -12,6 +12,7 @@ from typing import Literal
 
 MAX_LOGPROBS = 20
 MAX_CHOICES = 64
+MAX_BEAMS = 16
 MAX_BAD_WORDS = 2048  # token sequences
 GREEDY_BELOW = 1e-5  # a temperature below this one means greedy, as in vLLM
 
@@ -66,6 +67,8 @@ class SamplingParams:
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that never come
     allowed_token_ids: tuple[int, ...] | None = None  # None: all
     structured: StructuredOutput | None = None
+    use_beam_search: bool = False  # the n likeliest answers instead of n samples; see beam.py
+    length_penalty: float = 1.0  # of beam search: above 0 favours long answers
 
     @property
     def greedy(self) -> bool:
@@ -121,6 +124,9 @@ class SamplingParams:
                 raise ParameterError("allowed_token_ids", "allowed_token_ids is empty; give at least one token.")
             for token in self.allowed_token_ids:
                 _token("allowed_token_ids", token, vocab_size)
+        _between("length_penalty", self.length_penalty, -10.0, 10.0)
+        if self.use_beam_search and self.n > MAX_BEAMS:
+            raise ParameterError("n", f"n is {self.n}; beam search finds at most {MAX_BEAMS} answers.")
 
 
 def _between(field: str, value: float, low: float, high: float) -> None:

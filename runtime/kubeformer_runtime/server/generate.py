@@ -13,6 +13,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from kubeformer_runtime.engine import beam
 from kubeformer_runtime.engine.async_engine import BacklogError, EngineDeadError
 from kubeformer_runtime.engine.core import Delta
 from kubeformer_runtime.engine.sampling_params import ParameterError
@@ -132,7 +133,7 @@ async def _observed(generation: Generation, usage: Usage) -> AsyncGenerator[Iter
     """The engine's deltas, those of a step together. Usage and metrics count each as it is read."""
     account = _Account(generation, usage)
     try:
-        async with aclosing(generation.generator.engine.batches(generation.requests)) as batches:
+        async with aclosing(_batches(generation)) as batches:
             async for batch in batches:
                 yield account.counted(batch)
     except EngineDeadError:
@@ -140,6 +141,14 @@ async def _observed(generation: Generation, usage: Usage) -> AsyncGenerator[Iter
         raise
     finally:
         account.close()
+
+
+def _batches(generation: Generation) -> AsyncGenerator[list[Delta]]:
+    """What the engine brings, sampled or found by beam search."""
+    engine, requests = generation.generator.engine, generation.requests
+    if requests[0].params.use_beam_search:
+        return beam.batches(engine, generation.generator.model.tokenizer, requests)
+    return engine.batches(requests)
 
 
 class _Account:

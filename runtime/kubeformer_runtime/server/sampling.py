@@ -28,6 +28,14 @@ def resolve(
         ApiError, ParameterError: something is out of range, or prompt and answer are longer than the model.
     """
     max_tokens = _max_tokens(request, defaults, generation, prompt_tokens, max_model_len)
+    if request.use_beam_search:
+        params = _beam_params(request, max_tokens)
+        params.validate(vocab_size)
+        return params
+    if request.length_penalty is not None:
+        raise bad_request(
+            "length_penalty needs use_beam_search to be true; set it or leave this out.", "length_penalty"
+        )
     params = SamplingParams(
         n=request.n,
         max_tokens=max_tokens,
@@ -55,6 +63,50 @@ def resolve(
     )
     params.validate(vocab_size)
     return params
+
+
+# What chooses or stops among samples, and the value that asks for nothing: beam search has no use for the rest.
+_SAMPLING_ONLY: dict[str, tuple[object, ...]] = {
+    "temperature": (None, 0),
+    "top_p": (None, 1),
+    "top_k": (None, 0, -1),
+    "min_p": (None, 0),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (None, 1),
+    "seed": (None,),
+    "stop": (None, []),
+    "stop_token_ids": ([],),
+    "min_tokens": (0,),
+    "logit_bias": ({},),
+    "bad_words": ([],),
+    "allowed_token_ids": (None,),
+    "prompt_logprobs": (None,),
+    "response_format": (None,),
+    "structured_outputs": (None,),
+    "tools": ([],),
+}
+
+
+def _beam_params(request: ChatRequest | CompletionRequest, max_tokens: int) -> SamplingParams:
+    """Beam search does not sample, so what the deployment says of sampling plays no part; nor may the request."""
+    for name, nothing in _SAMPLING_ONLY.items():
+        if getattr(request, name, nothing[0]) not in nothing:
+            raise bad_request(f"{name} has no effect on beam search; leave it or use_beam_search out.", name)
+    logprobs = _logprobs(request)
+    if request.echo and logprobs is not None:
+        raise bad_request("echo with logprobs is not possible with beam search; leave one of the three out.", "echo")
+    return SamplingParams(
+        n=request.n,
+        max_tokens=max_tokens,
+        temperature=0.0,
+        include_stop_str_in_output=request.include_stop_str_in_output,
+        ignore_eos=request.ignore_eos,
+        skip_special_tokens=request.skip_special_tokens,
+        logprobs=logprobs,
+        use_beam_search=True,
+        length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
+    )
 
 
 def check_stream_options(request: SamplingFields) -> None:
