@@ -3,12 +3,15 @@
 Every parameter is far from zero, norms and biases too, so that leaving one out shows.
 """
 
+import copy
+import json
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -22,6 +25,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.pytorch_utils import Conv1D
 
 from kubeformer_runtime.engine.batch import build_batch
 from kubeformer_runtime.engine.block_manager import BlockManager
@@ -153,3 +157,33 @@ def config_of(directory: Path) -> ours.LlamaConfig:
     config = ours.read_config(directory)
     assert isinstance(config, ours.LlamaConfig)
     return config
+
+
+def write_adapter(
+    directory: Path, model: PreTrainedModel, targets: SequenceOf[str], *, rank: int = 4, seed: int = 0, **fields: Any
+) -> PreTrainedModel:
+    """A random LoRA adapter in PEFT's layout for some modules of a model; returns a copy that it is merged into.
+
+    PEFT itself is not needed: W becomes W + scale · B·A, transposed where the layer is GPT-2's Conv1D.
+    """
+    merged = copy.deepcopy(model)
+    document = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 6, "bias": "none", **fields}
+    document["target_modules"] = list(targets)
+    scale = document["lora_alpha"] / (rank**0.5 if document.get("use_rslora") else rank)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, module in merged.named_modules():
+        if name.rsplit(".", 1)[-1] not in targets:
+            continue
+        conv = isinstance(module, Conv1D)
+        outer, inner = module.weight.shape[::-1] if conv else module.weight.shape
+        a_RI = torch.randn(rank, inner, generator=generator) * 0.2
+        b_OR = torch.randn(outer, rank, generator=generator) * 0.2
+        change_OI = scale * (b_OR @ a_RI)
+        module.weight.data += change_OI.T if conv else change_OI
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a_RI
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b_OR
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / "adapter_model.safetensors")
+    (directory / "adapter_config.json").write_text(json.dumps(document))
+    return merged

@@ -158,6 +158,11 @@ class LlamaRunner:
             window=self.config.window_of(index),
         )
 
+    @property
+    def held_adapters(self) -> tuple[str, ...]:
+        """Keys of the adapters in memory."""
+        return tuple(self._adapters)
+
     def add_adapter(self, key: str, adapter: LoraAdapter) -> None:
         """Hold an adapter for rows whose sequence names `key`."""
         self._adapters[key] = layer_adapters(adapter, self.config, self.dtype, self.device)

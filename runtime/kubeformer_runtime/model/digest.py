@@ -16,6 +16,7 @@ from kubeformer_runtime.model.errors import ModelError
 NAMES = frozenset(
     {
         "config.json",
+        "adapter_config.json",
         "generation_config.json",
         "model.safetensors.index.json",
         "tokenizer.json",
