@@ -105,16 +105,15 @@ class AsyncEngine:
         open_choices = sum(request.params.n for request in requests)
         try:
             while open_choices:
-                batch, item = [], await stream.get()
-                while True:
-                    if isinstance(item, Exception):
-                        raise item
-                    open_choices -= item.finish_reason is not None
-                    batch.append(item)
-                    if stream.empty():
-                        break
-                    item = stream.get_nowait()
-                yield batch
+                items = [await stream.get()]
+                while not stream.empty():
+                    items.append(stream.get_nowait())
+                batch = [item for item in items if not isinstance(item, Exception)]
+                open_choices -= sum(delta.finish_reason is not None for delta in batch)
+                if batch:
+                    yield batch
+                if isinstance(items[-1], Exception):  # nothing comes after it
+                    raise items[-1]
         finally:
             ids = [request.request_id for request in requests]
             for request_id in ids:

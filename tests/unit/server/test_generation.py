@@ -7,6 +7,7 @@ from tests.unit.engine.builders import outputs, request, script_core, tiny_core
 from tests.unit.server.builders import ALIAS, NAME, Client, client_of, language_model, server_settings
 
 HELLO = b"Hello, world"
+USER = [{"role": "user", "content": "a"}]
 
 
 def hello(prompt_length: int, **limits: int):  # type: ignore[no-untyped-def]
@@ -181,3 +182,100 @@ async def _answer(
 async def test_a_deployments_seed_makes_sampling_reproducible() -> None:
     settings = SamplingDefaults(seed=7, temperature=1.0)
     assert (await _answer(settings))["choices"] == (await _answer(settings))["choices"]
+
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALLS = b'Sure. <tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>'
+
+
+def caller(said: bytes = CALLS):  # type: ignore[no-untyped-def]
+    """A server whose model writes calls, and whose template shows tools (in no place at all)."""
+    return client_of(language_model(script_core(said, 1), chat_template="{{ tools and '' }}a"))
+
+
+async def test_a_call_comes_as_tool_calls_whole_and_streamed() -> None:
+    body = {"tools": [WEATHER], "max_tokens": 100}
+    async with caller() as client:
+        whole = (await client.chat(**body))["choices"][0]
+        chunks = [chunk["choices"][0] for chunk in await client.stream("/v1/chat/completions", messages=USER, **body)]
+    assert whole["finish_reason"] == chunks[-1]["finish_reason"] == "tool_calls"
+    assert whole["message"]["content"] == "Sure."
+    (call,) = whole["message"]["tool_calls"]
+    assert (call["type"], call["function"]) == ("function", {"name": "weather", "arguments": '{"city": "Rome"}'})
+    assert "".join(chunk["delta"].get("content", "") for chunk in chunks) == "Sure."
+    first, *rest = [piece for chunk in chunks for piece in chunk["delta"].get("tool_calls", [])]
+    assert first["id"].startswith("call_")
+    assert first["function"]["name"] == "weather"
+    arguments = "".join(piece["function"]["arguments"] for piece in [first, *rest])
+    assert arguments == '{"city": "Rome"}'
+    assert not any("id" in piece or "name" in piece["function"] for piece in rest)
+
+
+async def test_what_is_no_call_of_a_known_function_stays_text() -> None:
+    async with caller(b'{"name": "rain", "arguments": {}}') as client:
+        whole = (await client.chat(tools=[WEATHER], max_tokens=100))["choices"][0]
+    assert whole["message"] == {"role": "assistant", "content": '{"name": "rain", "arguments": {}}'}
+    assert whole["finish_reason"] == "stop"
+
+
+async def test_a_stream_interval_puts_tokens_together() -> None:
+    async with hello(2) as client:
+        chunks = await client.stream("/v1/completions", prompt="ab", max_tokens=12, stream_interval=4)
+    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["H", "ello", ", wo", "rld"]
+
+
+async def test_ids_of_tokens_come_where_asked_for() -> None:
+    async with hello(2) as client:
+        body = {"prompt": "ab", "max_tokens": 3, "return_token_ids": True}
+        whole = (await client.complete(**body))["choices"][0]
+        assert (whole["prompt_token_ids"], whole["token_ids"]) == ([97, 98], [*b"Hel"])
+        opening, *chunks = await client.stream("/v1/completions", **body)
+        assert opening["choices"][0]["prompt_token_ids"] == [97, 98]
+        assert [chunk["choices"][0]["token_ids"] for chunk in chunks] == [[72], [101], [108]]
+
+
+async def test_the_prompt_has_log_probabilities_of_its_own(client: Client) -> None:
+    body = {"prompt": "abc", "max_tokens": 2, "ignore_eos": True}
+    scored = (await client.complete(**body, prompt_logprobs=2, n=2, temperature=1.0))["choices"]
+    first, *others = scored[0]["prompt_logprobs"]
+    assert first is None
+    for letter, found in zip(b"bc", others, strict=True):
+        assert found[str(letter)]["decoded_token"] == chr(letter)
+        assert found[str(letter)]["logprob"] == min(item["logprob"] for item in found.values())
+        assert {item["rank"] for item in found.values()} >= {1, 2}
+    assert scored[1]["prompt_logprobs"] == scored[0]["prompt_logprobs"]
+    echoed = (await client.complete(**body, echo=True, logprobs=0))["choices"][0]["logprobs"]
+    assert echoed["token_logprobs"][0] is echoed["top_logprobs"][0] is None
+    assert echoed["token_logprobs"][1:3] == [
+        item[str(token)]["logprob"] for token, item in zip(b"bc", others, strict=True)
+    ]
+    assert echoed["text_offset"][:3] == [0, 1, 2]
+
+
+async def test_echo_in_chat_repeats_the_assistants_last_message() -> None:
+    prompt = "<user>a\n<assistant>He"
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "He"}]
+    async with client_of(language_model(script_core(b"llo", len(prompt)))) as client:
+        flags = {"continue_final_message": True, "add_generation_prompt": False, "echo": True}
+        answer = await client.chat(messages=messages, **flags)
+    assert answer["choices"][0]["message"]["content"] == "Hello"
+
+
+async def test_metadata_and_the_service_tier_are_given_back(client: Client) -> None:
+    answer = await client.chat(metadata={"job": "7"}, service_tier="auto")
+    assert (answer["metadata"], answer["service_tier"]) == ({"job": "7"}, "default")
+
+
+async def test_an_answer_that_breaks_off_ends_in_an_error_and_done() -> None:
+    async with client_of(language_model(script_core(b"x", 2, end=False))) as client:
+        core = client.serving.need_generator().engine.core
+        whole_step, steps = core.step, iter(range(3))
+
+        def step():  # type: ignore[no-untyped-def]
+            next(steps)
+            return whole_step()
+
+        core.step = step  # type: ignore[method-assign]
+        *chunks, error = await client.stream("/v1/completions", prompt="ab", max_tokens=90)
+    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["x"] * 3
+    assert error["error"]["code"] == 500
