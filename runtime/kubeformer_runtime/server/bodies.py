@@ -41,6 +41,8 @@ async def parse(
             raw = await request.read()
     except TimeoutError:
         raise ApiError(408, f"The body did not arrive within {BODY_SECONDS:g} s; send it at once.") from None
+    except web.RequestPayloadError:
+        raise bad_request("The body cannot be decoded as its headers say; check Content-Encoding.") from None
     document = {
         name: value
         for name, value in decode(raw).items()
