@@ -29,11 +29,14 @@ from transformers.pytorch_utils import Conv1D
 
 from kubeformer_runtime.engine.batch import build_batch
 from kubeformer_runtime.engine.block_manager import BlockManager
+from kubeformer_runtime.engine.cpu_runner import BLOCK_SIZE, CpuRunner
+from kubeformer_runtime.engine.llama_runner import LlamaRunner
 from kubeformer_runtime.engine.plan import SchedulerConfig
 from kubeformer_runtime.engine.sampling_params import SamplingParams
 from kubeformer_runtime.engine.scheduler import SchedulerState, advance, enqueue, finish, schedule
 from kubeformer_runtime.engine.sequence import FinishReason, Sequence
 from kubeformer_runtime.model import config as ours
+from kubeformer_runtime.model import load
 
 torch.set_num_threads(1)
 VOCABULARY = 120
@@ -86,6 +89,18 @@ FAMILIES: dict[str, tuple[type[PreTrainedModel], type, dict[str, Any]]] = {
 }
 
 
+NATIVE = tuple(name for name in FAMILIES if not name.startswith("GPT-2"))  # that the CPU's own kernels run
+Runner = LlamaRunner | CpuRunner
+
+
+def runner_of(directory: Path, kind: str, *, tokens: int = 800) -> Runner:
+    """A model's runner, "PyTorch" or "kernels", with a cache for so many tokens."""
+    config, weights = config_of(directory), load(directory).weights
+    if kind == "kernels":
+        return CpuRunner(config, weights, num_blocks=-(-tokens // BLOCK_SIZE))
+    return LlamaRunner(config, weights, num_blocks=tokens // 4, block_size=4)
+
+
 def their_model(name: str, seed: int = 0) -> PreTrainedModel:
     """A random model of a family."""
     model_class, config_class, fields = FAMILIES[name]
@@ -114,7 +129,7 @@ class Played:
 
 
 def play(
-    runner: Any,
+    runner: Runner,
     prompts: SequenceOf[list[int]],
     *,
     adapters: SequenceOf[str | None] | None = None,

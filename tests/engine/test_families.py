@@ -10,33 +10,37 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from kubeformer_runtime.engine.llama_runner import LlamaRunner
 from kubeformer_runtime.model import load
 from kubeformer_runtime.model.weights import save
-from tests.engine.family_builders import FAMILIES, VOCABULARY, assert_as_transformers, config_of, play, write_family
+from tests.engine.family_builders import (
+    FAMILIES,
+    NATIVE,
+    VOCABULARY,
+    assert_as_transformers,
+    config_of,
+    play,
+    runner_of,
+    write_family,
+)
 
-every_family = pytest.mark.parametrize("family", FAMILIES)
+CASES = [(family, "PyTorch") for family in FAMILIES] + [(family, "kernels") for family in NATIVE]
+every_case = pytest.mark.parametrize(("family", "kind"), CASES)
 SHARED = [(7 * i + 3) % VOCABULARY for i in range(25)]
 PROMPTS = [[5], [*SHARED], [*SHARED, 9, 4], [*SHARED[:17], 50, 51], list(range(40)), [3, 1, 4, 1, 5, 9, 2, 6]]
 
 
-def runner_of(directory: Path, *, num_blocks: int = 200, block_size: int = 4) -> LlamaRunner:
-    loaded = load(directory)
-    return LlamaRunner(config_of(directory), loaded.weights, num_blocks=num_blocks, block_size=block_size)
-
-
-@every_family
-def test_each_prompt_alone(tmp_path: Path, family: str) -> None:
+@every_case
+def test_each_prompt_alone(tmp_path: Path, family: str, kind: str) -> None:
     model = write_family(tmp_path, family)
-    runner = runner_of(tmp_path)
+    runner = runner_of(tmp_path, kind)
     for prompt in PROMPTS:
         assert_as_transformers(model, play(runner, [prompt])[0])
 
 
-@every_family
-def test_all_together_in_chunks_with_shared_prefixes_and_too_few_blocks(tmp_path: Path, family: str) -> None:
+@every_case
+def test_all_together_in_chunks_with_shared_prefixes_and_too_few_blocks(tmp_path: Path, family: str, kind: str) -> None:
     model = write_family(tmp_path, family)
-    for played in play(runner_of(tmp_path, num_blocks=24), PROMPTS, budget=13):
+    for played in play(runner_of(tmp_path, kind, tokens=96), PROMPTS, budget=13):
         assert_as_transformers(model, played)
 
 
@@ -62,7 +66,7 @@ def test_the_first_gpt2s_names_without_prefix_and_with_causal_masks(tmp_path: Pa
     weights = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
     weights |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 8, 8) for layer in range(3)}
     save_file(weights, tmp_path / "model.safetensors")
-    assert_as_transformers(model, play(runner_of(tmp_path), [PROMPTS[3]])[0])
+    assert_as_transformers(model, play(runner_of(tmp_path, "PyTorch"), [PROMPTS[3]])[0])
 
 
 def test_a_config_without_architectures_goes_by_its_model_type(tmp_path: Path) -> None:
@@ -78,19 +82,19 @@ def test_a_config_without_architectures_goes_by_its_model_type(tmp_path: Path) -
     prompts=st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=30), min_size=1, max_size=5),
     shared=st.lists(st.integers(0, VOCABULARY - 1), max_size=20),
     budget=st.integers(1, 40),
-    num_blocks=st.integers(16, 60),
-    family=st.sampled_from(["Mistral", "Qwen3", "GPT-2", "Qwen2 with windows"]),
+    tokens=st.integers(64, 240),
+    case=st.sampled_from(CASES),
 )
 def test_any_mix_of_batch_chunk_prefix_hit_and_preemption(
     families: dict[str, tuple[PreTrainedModel, Path]],
     prompts: list[list[int]],
     shared: list[int],
     budget: int,
-    num_blocks: int,
-    family: str,
+    tokens: int,
+    case: tuple[str, str],
 ) -> None:
-    model, directory = families[family]
-    runner = runner_of(directory, num_blocks=num_blocks)
+    model, directory = families[case[0]]
+    runner = runner_of(directory, case[1], tokens=tokens)
     for played in play(runner, [shared + prompt for prompt in prompts], budget=budget, length=4):
         assert_as_transformers(model, played)
 

@@ -25,10 +25,13 @@ from kubeformer_runtime.engine.sampling_params import ParameterError
 from kubeformer_runtime.model import ModelError, load
 from kubeformer_runtime.model.digest import digest
 from tests.engine.family_builders import (
+    NATIVE,
     VOCABULARY,
+    Runner,
     assert_as_transformers,
     config_of,
     play,
+    runner_of,
     write_adapter,
     write_family,
 )
@@ -43,13 +46,14 @@ CASES: dict[str, list[tuple[tuple[str, ...], dict[str, Any]]]] = {
     "GPT-2": [(("c_attn",), {"fan_in_fan_out": True}), (("c_attn", "c_proj", "c_fc"), {"rank": 2})],
 }
 PROMPTS = [[5], list(range(30)), [*range(30), 7, 7], [3, 1, 4, 1, 5, 9, 2, 6]]
-Served = tuple[LlamaRunner, dict[str | None, PreTrainedModel]]
+KINDS = [(family, "PyTorch") for family in CASES] + [(family, "kernels") for family in CASES if family in NATIVE]
+Served = tuple[Runner, dict[str | None, PreTrainedModel]]
 
 
-def serve(directory: Path, family: str) -> Served:
+def serve(directory: Path, family: str, kind: str) -> Served:
     """A runner with two adapters, and what `transformers` makes of each."""
     models: dict[str | None, PreTrainedModel] = {None: write_family(directory / "base", family)}
-    runner = LlamaRunner(config_of(directory / "base"), load(directory / "base").weights, num_blocks=120, block_size=4)
+    runner = runner_of(directory / "base", kind, tokens=480)
     for number, (targets, fields) in enumerate(CASES[family]):
         name = f"adapter {number}"
         models[name] = write_adapter(directory / name, models[None], targets, seed=number, **fields)
@@ -58,13 +62,15 @@ def serve(directory: Path, family: str) -> Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Served]:
-    return {family: serve(tmp_path_factory.mktemp("lora"), family) for family in CASES}
+def served(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Served]:
+    return {case: serve(tmp_path_factory.mktemp("lora"), *case) for case in KINDS}
 
 
-@pytest.mark.parametrize("family", CASES)
-def test_rows_of_two_adapters_and_of_none_share_steps(served: dict[str, Served], family: str) -> None:
-    runner, models = served[family]
+@pytest.mark.parametrize("case", KINDS, ids=str)
+def test_rows_of_two_adapters_and_of_none_share_steps(
+    served: dict[tuple[str, str], Served], case: tuple[str, str]
+) -> None:
+    runner, models = served[case]
     names = [name for name in models for _ in PROMPTS]
     found = play(runner, PROMPTS * len(models), adapters=names, budget=21, max_num_seqs=7)
     for name, played in zip(names, found, strict=True):
@@ -84,12 +90,16 @@ def test_rows_of_two_adapters_and_of_none_share_steps(served: dict[str, Served],
     ),
     shared=st.lists(st.integers(0, VOCABULARY - 1), max_size=20),
     budget=st.integers(1, 40),
-    family=st.sampled_from(list(CASES)),
+    case=st.sampled_from(KINDS),
 )
 def test_any_mix_of_adapter_batch_chunk_prefix_hit_and_preemption(
-    served: dict[str, Served], rows: list[tuple[list[int], str | None]], shared: list[int], budget: int, family: str
+    served: dict[tuple[str, str], Served],
+    rows: list[tuple[list[int], str | None]],
+    shared: list[int],
+    budget: int,
+    case: tuple[str, str],
 ) -> None:
-    runner, models = served[family]
+    runner, models = served[case]
     prompts = [shared + prompt for prompt, _ in rows]
     for played, (_, name) in zip(
         play(runner, prompts, adapters=[name for _, name in rows], budget=budget, length=4), rows, strict=True
