@@ -5,10 +5,10 @@ bf16 as they are, Q8_0 with its own quantiser.
 """
 
 import os
-import sys
 import tarfile
 from pathlib import Path
 
+from bench.peers import transformers_serve
 from bench.peers.install import ensure, pip, shown
 from bench.peers.server import Launch
 
@@ -62,10 +62,9 @@ def gguf(model: Path, kind: str, folder: Path) -> Path:
     if not whole.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         partial = whole.with_suffix(".partial")
-        shown(
-            [sys.executable, "-c", CONVERT, str(model), "--outtype", "bf16", "--outfile", str(partial)],
-            *_where(directory),
-        )
+        python = str(transformers_serve.install() / "venv" / "bin" / "python")  # has what the converter imports
+        command = [python, "-c", CONVERT, str(model), "--outtype", "bf16", "--outfile", str(partial)]
+        shown(command, *_where(directory))
         partial.rename(whole)
     if kind == "bf16":
         return whole

@@ -12,12 +12,12 @@ TORCH = "2.13.0"
 
 
 def install() -> Path:
-    """The directory whose venv/bin/transformers is the server's command line."""
+    """The directory whose venv/bin/transformers is the server's command line; llama.cpp's converter runs in it too."""
     return ensure(f"transformers-{VERSION}", _build, 1.0)
 
 
 def _build(directory: Path) -> None:
-    venv(directory, sys.executable, [f"torch=={TORCH}", f"transformers[serving]=={VERSION}", "accelerate>=1.10"])
+    venv(directory, sys.executable, [f"torch=={TORCH}", f"transformers[serving]=={VERSION}", "accelerate>=1.10", "sentencepiece"])
 
 
 def launch(model: Path, tokens: int, *, batching: bool) -> Launch:
