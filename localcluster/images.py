@@ -2,6 +2,7 @@
 
     python -m localcluster images              # only what changed; a change of code takes seconds
     python -m localcluster images --wait       # and waits until both nodes hold the heavy image
+    python -m localcluster images --vllm       # and the image with vLLM, which a node pulls when a pod wants it
 
 Here there is no container engine and no registry of others: mmdebstrap makes a base, buildah builds the Containerfiles
 on it and pushes to the local registry. With kind, the engine that runs it builds, and `kind load` hands over. The tag
@@ -47,6 +48,8 @@ class Image:
         dependencies: files that decide about the heavy layer.
         sources: files and folders with the code.
         arguments: build arguments of the local cluster.
+        on: the image of this repository that it is built on, instead of the base. Of that one's files only those that
+            decide about its heavy layer are in the tag, so that a change of code leaves this image as it is.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Image:
     dependencies: tuple[str, ...]
     sources: tuple[str, ...]
     arguments: Mapping[str, str] = field(default_factory=dict)
+    on: Image | None = None
 
 
 OPERATOR = Image(
@@ -67,6 +71,15 @@ RUNTIME = Image(
     {"ACCELERATOR": "cpu"},
 )
 IMAGES = (OPERATOR, RUNTIME)
+VLLM = Image(
+    "kubeformer-vllm",
+    "runtime/vllm.Containerfile",
+    ("runtime/vllm-cuda.requirements.lock", "runtime/vllm-cpu.requirements.lock"),
+    (),
+    {"ACCELERATOR": "cpu"},
+    on=RUNTIME,
+)
+"""2 GB on top of the runtime's; built when it is asked for."""
 
 
 def files_below(root: Path, names: Iterable[str]) -> list[Path]:
@@ -96,6 +109,8 @@ def base_digest() -> str:
 def tag_of(image: Image, root: Path = REPOSITORY) -> str:
     """The tag: a digest of base, Containerfile, locks, arguments and code."""
     names = (image.containerfile, *image.dependencies, *image.sources)
+    if image.on is not None:
+        names += (image.on.containerfile, *image.on.dependencies)
     return digest_of(root, names, base_digest(), json.dumps(dict(image.arguments), sort_keys=True))
 
 
@@ -122,10 +137,13 @@ def build_local(cluster: Cluster, images: Sequence[Image]) -> dict[str, str]:
     pushed: dict[str, str] = {}
     if RUNTIME in images and not (cluster.layout.cache / "buildah/overlay").exists():
         checks.require_free(cluster.layout.cache, FIRST_BUILD_BYTES)
+    if VLLM in images:
+        checks.require_free(cluster.layout.cache, ENOUGH_DISK)
     registry.start(cluster)
     with buildah.store(cluster) as store:
         base = base_name(store, cluster.layout, cluster)
-        for image in images:
+        below = [image.on for image in images if image.on is not None and image.on not in images]
+        for image in (*(on for on in below if not store.has(f"localhost/{on.name}")), *images):
             name = f"localhost/{image.name}"
 
             def said(line: str, image: Image = image) -> None:
@@ -133,7 +151,7 @@ def build_local(cluster: Cluster, images: Sequence[Image]) -> dict[str, str]:
                 if title:
                     cluster.report.say(f"         {image.name} {title}")
 
-            arguments = {"BASE": base, **image.arguments}
+            arguments = {"BASE": base if image.on is None else f"localhost/{image.on.name}", **image.arguments}
             with cluster.report.step(f"{image.name}: built", announce=True):
                 target = ""
                 while target != reference(cluster, image):  # code that is edited during the build is built again
@@ -186,7 +204,8 @@ def build_with_engine(cluster: Cluster, images: Sequence[Image]) -> dict[str, st
         raise ClusterError("CLUSTER=kind needs docker or podman, and neither answers; start one, or set CLUSTER=local.")
     for image in images:
         target = reference(cluster, image)
-        arguments = [f"--build-arg={key}={value}" for key, value in image.arguments.items()]
+        below = {"BASE": reference(cluster, image.on)} if image.on is not None else {}
+        arguments = [f"--build-arg={key}={value}" for key, value in {**below, **image.arguments}.items()]
         with cluster.report.step(f"{image.name}: built with {engine}", announce=True):
             call(
                 [engine, "build", "--file", image.containerfile, "--tag", target, *arguments, "."],
@@ -205,9 +224,10 @@ def run_images(cluster: Cluster, arguments: argparse.Namespace) -> int:
             "CLUSTER=current pulls from a registry of yours: build operator/Containerfile and runtime/Containerfile, "
             "push both, and run `python -m localcluster install --set images.operator=... --set images.runtime=...`."
         )
-    record = {image.name: reference(cluster, image) for image in IMAGES}
-    missing = [image for image in IMAGES if arguments.force or not present(cluster, image)]
-    for image in IMAGES:
+    images = (*IMAGES, VLLM) if arguments.vllm or present(cluster, VLLM) else IMAGES
+    record = {image.name: reference(cluster, image) for image in images}
+    missing = [image for image in images if arguments.force or not present(cluster, image)]
+    for image in images:
         if image not in missing:
             cluster.report.say(f"         {image.name}: unchanged ({tag_of(image)})")
     if missing and cluster.engine == "local":
@@ -301,6 +321,9 @@ def node_has(node: Object, image: str) -> bool:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="until both nodes have pulled the heavy image")
+    parser.add_argument(
+        "--vllm", action="store_true", help="the image with vLLM too, for model servers with that engine"
+    )
     parser.add_argument("--force", action="store_true", help="build even what the registry has")
 
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from localcluster import binaries
 from localcluster.components import REPOSITORY, Cluster, Verb
 from localcluster.errors import ClusterError
-from localcluster.images import OPERATOR, RUNTIME, last_built, pull_ahead
+from localcluster.images import OPERATOR, RUNTIME, VLLM, last_built, pull_ahead
 from localcluster.kube import Api, Object
 
 NAMESPACE = "kubeformer-system"
@@ -36,6 +36,8 @@ def namespace() -> Object:
 def values(images: Mapping[str, str], gangs: bool) -> Object:
     """What is set in the chart: the images, if they were built here, and gangs, if the API server has them."""
     built = {"operator": images[OPERATOR.name], "runtime": images[RUNTIME.name]} if images else {}
+    if VLLM.name in images:
+        built["vllm"] = images[VLLM.name]
     return {**({"images": built} if built else {}), "gangs": gangs}
 
 

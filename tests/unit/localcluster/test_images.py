@@ -9,7 +9,7 @@ import pytest
 from localcluster.addons.buildah import pip_settings, step_title, uv_settings
 from localcluster.components import REPOSITORY, Cluster
 from localcluster.errors import ClusterError
-from localcluster.images import IMAGES, Image, files_below, last_built, node_has, pull_job, tag_of
+from localcluster.images import IMAGES, VLLM, Image, files_below, last_built, node_has, pull_job, tag_of
 from localcluster.layout import Layout
 from localcluster.report import Report
 
@@ -48,7 +48,17 @@ def test_compiled_files_and_others_around_do_not_change_the_tag(repository: Path
     assert tag_of(IMAGE, repository) == before
 
 
-@pytest.mark.parametrize("image", IMAGES, ids=lambda image: image.name)
+def test_an_image_on_another_follows_what_that_one_installs_and_not_its_code(repository: Path) -> None:
+    (repository / "Upper").write_text("FROM image")
+    upper = Image("upper", "Upper", (), (), on=IMAGE)
+    before = tag_of(upper, repository)
+    (repository / "code/a.py").write_text("something else")
+    assert tag_of(upper, repository) == before
+    (repository / "lock").write_text("a==2")
+    assert tag_of(upper, repository) != before
+
+
+@pytest.mark.parametrize("image", [*IMAGES, VLLM], ids=lambda image: image.name)
 def test_a_containerfile_copies_the_lock_first_the_code_last_and_nothing_that_is_not_in_the_tag(image: Image) -> None:
     lines = (REPOSITORY / image.containerfile).read_text().splitlines()
     copied = [line.split()[1] for line in lines if line.startswith("COPY ")]

@@ -32,6 +32,7 @@ def test_helm_installs_or_upgrades_and_waits_and_a_persons_values_come_last() ->
 def test_the_chart_gets_both_images_as_they_were_built() -> None:
     built = {"kubeformer-operator": "r/o:1", "kubeformer-runtime": "r/r:2"}
     assert values(built, gangs=True) == {"images": {"operator": "r/o:1", "runtime": "r/r:2"}, "gangs": True}
+    assert values(built | {"kubeformer-vllm": "r/v:3"}, gangs=True)["images"]["vllm"] == "r/v:3"
 
 
 def test_our_namespace_asks_for_restricted_pods() -> None:
