@@ -3,7 +3,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 
-.PHONY: help setup demo down test test-long check gen bench
+.PHONY: help setup demo down test test-long test-vllm check gen bench
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -30,6 +30,12 @@ test: setup ## everything CI runs: check, then cluster and end-to-end tests on t
 
 test-long: setup ## what is too long for CI
 	bash .ci/test long
+
+test-vllm: setup ## real vLLM as the engine of a deployment, on two real nodes; builds its image first (2 GB, minutes)
+	$(PYTHON) -m localcluster up
+	$(PYTHON) -m localcluster images --vllm
+	$(PYTHON) -m localcluster install
+	$(PYTHON) -m pytest -v tests/vllm
 
 gen: setup ## rewrite crds/, the chart's copies and docs/reference from the pydantic models
 	bash .ci/gen
