@@ -17,7 +17,8 @@ def install() -> Path:
 
 
 def _build(directory: Path) -> None:
-    venv(directory, sys.executable, [f"torch=={TORCH}", f"transformers[serving]=={VERSION}", "accelerate>=1.10", "sentencepiece"])
+    needs = [f"torch=={TORCH}", f"transformers[serving]=={VERSION}", "accelerate>=1.10", "sentencepiece"]
+    venv(directory, sys.executable, needs)
 
 
 def launch(model: Path, tokens: int, *, batching: bool) -> Launch:
