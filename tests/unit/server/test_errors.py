@@ -21,120 +21,113 @@ CALL: dict[str, object] = {"id": "c", "type": "function", "function": {"name": "
 BROKEN: dict[str, object] = {"function": {"name": "f", "arguments": "{"}}
 
 
-@pytest.mark.parametrize(
-    ("body", "param", "words"),
-    [
-        ({"temperature": "hot"}, "temperature", '"hot"'),
-        ({"temperature": "1"}, "temperature", "number"),
-        ({"temperature": -1}, "temperature", "between 0"),
-        ({"temperature": 1e999}, "temperature", "finite"),
-        ({"top_p": 0}, "top_p", "above 0"),
-        ({"top_k": 1.5}, "top_k", "integer"),
-        ({"n": 0}, "n", "between 1"),
-        ({"n": True}, "n", "integer"),
-        ({"max_tokens": 0}, "max_tokens", "at least 1"),
-        ({"max_tokens": 500}, "max_tokens", "at most 98"),
-        ({"stop": [1]}, "stop", "string"),
-        ({"stop": ""}, "stop", "empty"),
-        ({"stop": ["a"] * 17}, "stop", "at most 16"),
-        ({"logit_bias": {"x": 1}}, "logit_bias", "integer"),
-        ({"logit_bias": {"999": 1}}, "logit_bias", "999"),
-        ({"logprobs": 21}, "logprobs", "between 0 and 20"),
-        ({"echo": True, "logprobs": 1, "stream": True}, "echo", "streamed"),
-        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "streamed"),
-        ({"stream": "yes"}, "stream", "boolean"),
-        ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
-        ({"stream": True, "stream_options": {"foo": 1}}, "stream_options.foo", "not a parameter"),
-        ({"prompt": {"a": 1}}, "prompt", "string"),
-        ({"prompt": []}, "prompt", "at least 1"),
-        ({"prompt": ""}, "prompt", "no tokens"),
-        ({"prompt": ["a", 1]}, "prompt.0", "integer"),
-        ({"prompt": [1, 999]}, "prompt", "999"),
-        ({"prompt": None}, "prompt", "required"),
-        ({"prompt": "x" * 200}, "prompt", "200 tokens"),
-        ({"prompt": "\ud800"}, None, "surrogate"),
-        ({"best_of": 3}, "best_of", "use n"),
-        ({"temprature": 1}, "temprature", "not a parameter"),
-        ({"guided_json": {}}, "guided_json", "structured_outputs"),
-        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "-1"),
-        ({"truncate_prompt_tokens": 1000}, "truncate_prompt_tokens", "at most 100"),
-        ({"truncation_side": "left"}, "truncation_side", "truncate_prompt_tokens"),
-        ({"stream_interval": 2}, "stream_interval", "stream"),
-        ({"return_tokens_as_token_ids": True}, "return_tokens_as_token_ids", "logprobs"),
-        ({"request_id": "a b"}, "request_id", "matches"),
-        ({"cache_salt": ""}, "cache_salt", "at least 1"),
-        ({"priority": 2**40}, "priority", "less than"),
-        ({"seed": 2**70}, "seed", "less than"),
-    ],
-    ids=str,
-)
-async def test_a_bad_completion_request_says_which_field_and_why(
-    client: Client, body: dict[str, object], param: str | None, words: str
-) -> None:
-    message, field = error_of(await client.complete(400, **{"prompt": "ab", **body}))
-    assert field is param is None or (field or "").startswith(param or "-")
-    assert words in message
+BAD_COMPLETIONS: list[tuple[dict[str, object], str | None, str]] = [
+    ({"temperature": "hot"}, "temperature", '"hot"'),
+    ({"temperature": "1"}, "temperature", "number"),
+    ({"temperature": -1}, "temperature", "between 0"),
+    ({"temperature": 1e999}, "temperature", "finite"),
+    ({"top_p": 0}, "top_p", "above 0"),
+    ({"top_k": 1.5}, "top_k", "integer"),
+    ({"n": 0}, "n", "between 1"),
+    ({"n": True}, "n", "integer"),
+    ({"max_tokens": 0}, "max_tokens", "at least 1"),
+    ({"max_tokens": 500}, "max_tokens", "at most 98"),
+    ({"stop": [1]}, "stop", "string"),
+    ({"stop": ""}, "stop", "empty"),
+    ({"stop": ["a"] * 17}, "stop", "at most 16"),
+    ({"logit_bias": {"x": 1}}, "logit_bias", "integer"),
+    ({"logit_bias": {"999": 1}}, "logit_bias", "999"),
+    ({"logprobs": 21}, "logprobs", "between 0 and 20"),
+    ({"echo": True, "logprobs": 1, "stream": True}, "echo", "streamed"),
+    ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "streamed"),
+    ({"stream": "yes"}, "stream", "boolean"),
+    ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
+    ({"stream": True, "stream_options": {"foo": 1}}, "stream_options.foo", "not a parameter"),
+    ({"prompt": {"a": 1}}, "prompt", "string"),
+    ({"prompt": []}, "prompt", "at least 1"),
+    ({"prompt": ""}, "prompt", "no tokens"),
+    ({"prompt": ["a", 1]}, "prompt.0", "integer"),
+    ({"prompt": [1, 999]}, "prompt", "999"),
+    ({"prompt": None}, "prompt", "required"),
+    ({"prompt": "x" * 200}, "prompt", "200 tokens"),
+    ({"prompt": "\ud800"}, None, "surrogate"),
+    ({"best_of": 3}, "best_of", "use n"),
+    ({"temprature": 1}, "temprature", "not a parameter"),
+    ({"guided_json": {}}, "guided_json", "structured_outputs"),
+    ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "-1"),
+    ({"truncate_prompt_tokens": 1000}, "truncate_prompt_tokens", "at most 100"),
+    ({"truncation_side": "left"}, "truncation_side", "truncate_prompt_tokens"),
+    ({"stream_interval": 2}, "stream_interval", "stream"),
+    ({"return_tokens_as_token_ids": True}, "return_tokens_as_token_ids", "logprobs"),
+    ({"request_id": "a b"}, "request_id", "matches"),
+    ({"cache_salt": ""}, "cache_salt", "at least 1"),
+    ({"priority": 2**40}, "priority", "less than"),
+    ({"seed": 2**70}, "seed", "less than"),
+]
 
 
-@pytest.mark.parametrize(
-    ("body", "param", "words"),
-    [
-        ({"messages": []}, "messages", "at least 1"),
-        ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
-        ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content", "string"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-            "messages.0.content",
-            "text",
-        ),
-        ({"messages": [{"role": "user", "content": "x" * 300}]}, "messages", "at most 100"),
-        ({"messages": [{"role": "user", "content": "a", "tool_call_id": "x"}]}, "messages.0.tool_call_id", "tool"),
-        ({"messages": [{"role": "tool", "content": "a", "tool_call_id": "x"}]}, "messages.0.tool_call_id", "before it"),
-        ({"messages": [{"role": "user", "tool_calls": [CALL]}]}, "messages.0.tool_calls", "assistant"),
-        ({"messages": [{"role": "assistant", "tool_calls": [CALL | BROKEN]}]}, "messages.0.tool_calls.0", "JSON"),
-        ({"tools": [{"type": "function"}]}, "tools.0.function", "required"),
-        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "matches"),
-        ({"tools": [TOOL, TOOL]}, "tools", "two functions called f"),
-        ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice", "'required'"),
-        ({"tools": [TOOL], "tool_choice": NAMED | {"function": {"name": "g"}}}, "tool_choice", "only f"),
-        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format", "exclude"),
-        ({"tools": [TOOL], "structured_outputs": {"regex": "a"}}, "structured_outputs", "exclude"),
-        ({"tool_choice": "auto"}, "tool_choice", "needs tools"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls", "needs tools"),
-        ({"response_format": {"type": "xml"}}, "response_format.type", "json_object"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "neither"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format", "schema"),
-        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "exactly one"),
-        ({"structured_outputs": {"backend": "x"}}, "structured_outputs.backend", "not a parameter"),
-        (
-            {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
-            "structured_outputs",
-            "exclude",
-        ),
-        ({"documents": [{"text": "a"}]}, "documents", "template"),
-        ({"reasoning_effort": "low"}, "reasoning_effort", "template"),
-        ({"chat_template_kwargs": {"mood": "kind"}}, "chat_template_kwargs.mood", "no effect"),
-        ({"echo": True}, "echo", "assistant"),
-        ({"metadata": {"a": 1}}, "metadata.a", "string"),
-        ({"service_tier": "flex"}, "service_tier", "'default'"),
-        ({"top_logprobs": 3}, "top_logprobs", "logprobs"),
-        ({"logprobs": True, "top_logprobs": 30}, "top_logprobs", "between 0 and 20"),
-        ({"max_tokens": 3, "max_completion_tokens": 3}, "max_tokens", "exclude"),
-        ({"max_tokens": None, "max_completion_tokens": 0}, "max_completion_tokens", "at least 1"),
-        ({"continue_final_message": True}, "continue_final_message", "content"),
-        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "messages"),
-        ({"prompt": "x"}, "prompt", "not a parameter"),
-    ],
-    ids=str,
-)
-async def test_a_bad_chat_request_says_which_field_and_why(
-    client: Client, body: dict[str, object], param: str, words: str
-) -> None:
-    if "continue_final_message" in body:
-        body = {**body, "messages": [{"role": "user", "content": ""}]}
-    message, field = error_of(await client.chat(400, **body))
-    assert (field or "").startswith(param)
-    assert words in message
+async def test_a_bad_completion_request_says_which_field_and_why(client: Client) -> None:
+    for body, param, words in BAD_COMPLETIONS:
+        message, field = error_of(await client.complete(400, **{"prompt": "ab", **body}))
+        assert field is param is None or (field or "").startswith(param or "-"), body
+        assert words in message, body
+
+
+BAD_CHATS: list[tuple[dict[str, object], str, str]] = [
+    ({"messages": []}, "messages", "at least 1"),
+    ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
+    ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content", "string"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "messages.0.content",
+        "text",
+    ),
+    ({"messages": [{"role": "user", "content": "x" * 300}]}, "messages", "at most 100"),
+    ({"messages": [{"role": "user", "content": "a", "tool_call_id": "x"}]}, "messages.0.tool_call_id", "tool"),
+    ({"messages": [{"role": "tool", "content": "a", "tool_call_id": "x"}]}, "messages.0.tool_call_id", "before it"),
+    ({"messages": [{"role": "user", "tool_calls": [CALL]}]}, "messages.0.tool_calls", "assistant"),
+    ({"messages": [{"role": "assistant", "tool_calls": [CALL | BROKEN]}]}, "messages.0.tool_calls.0", "JSON"),
+    ({"tools": [{"type": "function"}]}, "tools.0.function", "required"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "matches"),
+    ({"tools": [TOOL, TOOL]}, "tools", "two functions called f"),
+    ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice", "'required'"),
+    ({"tools": [TOOL], "tool_choice": NAMED | {"function": {"name": "g"}}}, "tool_choice", "only f"),
+    ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format", "exclude"),
+    ({"tools": [TOOL], "structured_outputs": {"regex": "a"}}, "structured_outputs", "exclude"),
+    ({"tool_choice": "auto"}, "tool_choice", "needs tools"),
+    ({"parallel_tool_calls": False}, "parallel_tool_calls", "needs tools"),
+    ({"response_format": {"type": "xml"}}, "response_format.type", "json_object"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "neither"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format", "schema"),
+    ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "exactly one"),
+    ({"structured_outputs": {"backend": "x"}}, "structured_outputs.backend", "not a parameter"),
+    (
+        {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+        "structured_outputs",
+        "exclude",
+    ),
+    ({"documents": [{"text": "a"}]}, "documents", "template"),
+    ({"reasoning_effort": "low"}, "reasoning_effort", "template"),
+    ({"chat_template_kwargs": {"mood": "kind"}}, "chat_template_kwargs.mood", "no effect"),
+    ({"echo": True}, "echo", "assistant"),
+    ({"metadata": {"a": 1}}, "metadata.a", "string"),
+    ({"service_tier": "flex"}, "service_tier", "'default'"),
+    ({"top_logprobs": 3}, "top_logprobs", "logprobs"),
+    ({"logprobs": True, "top_logprobs": 30}, "top_logprobs", "between 0 and 20"),
+    ({"max_tokens": 3, "max_completion_tokens": 3}, "max_tokens", "exclude"),
+    ({"max_tokens": None, "max_completion_tokens": 0}, "max_completion_tokens", "at least 1"),
+    ({"continue_final_message": True}, "continue_final_message", "content"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "messages"),
+    ({"prompt": "x"}, "prompt", "not a parameter"),
+]
+
+
+async def test_a_bad_chat_request_says_which_field_and_why(client: Client) -> None:
+    for body, param, words in BAD_CHATS:
+        messages = {"messages": [{"role": "user", "content": ""}]} if "continue_final_message" in body else {}
+        message, field = error_of(await client.chat(400, **body, **messages))
+        assert (field or "").startswith(param), body
+        assert words in message, body
 
 
 async def test_what_is_not_supported_is_refused_by_name_and_null_is_nothing(client: Client) -> None:
@@ -240,7 +233,7 @@ async def test_an_accepted_field_changes_the_answer(client: Client, field: str) 
 )
 async def test_an_accepted_field_of_chat_changes_the_answer(field: str, value: object) -> None:
     template = "{{ mood }}{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
-    core_base: dict[str, object] = {**BASE, "max_tokens": None, "logprobs": True, "ignore_eos": False}
+    core_base: dict[str, object] = {**BASE, "max_tokens": None, "max_completion_tokens": 12, "logprobs": True}
     async with client_of(language_model(chat_template=template, bos=1)) as client:
         if field == "add_special_tokens":
             from tokenizers import processors

@@ -157,35 +157,32 @@ def test_the_store_forgets_the_oldest_where_room_is_short() -> None:
         small.get("a")
 
 
-@pytest.mark.parametrize(
-    ("body", "param", "words"),
-    [
-        ({"input": None}, "input", "required"),
-        ({"input": []}, "input", "at least 1"),
-        ({"input": [{"type": "reasoning"}]}, "input.0", "function_call_output"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0.type", "input_text"),
-        ({"input": [{"type": "function_call_output", "call_id": "c", "output": "3"}]}, "input.0", "before it"),
-        ({"max_output_tokens": 0}, "max_output_tokens", "at least 1"),
-        ({"max_output_tokens": 1000}, "max_output_tokens", "at most"),
-        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", "missing"),
-        ({"tools": [{"type": "web_search"}]}, "tools.0.type", "function"),
-        ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice", "only f"),
-        ({"tools": [TOOL], "text": {"format": {"type": "json_object"}}}, "text.format", "exclude"),
-        ({"include": ["reasoning.encrypted_content"]}, "include.0", "logprobs"),
-        ({"top_logprobs": 2}, "top_logprobs", "include"),
-        ({"stream_options": {}}, "stream_options", "stream"),
-        ({"background": True}, "background", "stream"),
-        ({"max_tokens": 3}, "max_tokens", "max_output_tokens"),
-        ({"temperature": 1000}, "temperature", "between 0"),
-    ],
-    ids=str,
-)
-async def test_a_bad_request_is_told_in_the_words_of_this_path(
-    client: Client, body: dict[str, object], param: str, words: str
-) -> None:
-    error = (await respond(client, 400, **body))["error"]
-    assert error["param"].startswith(param)
-    assert words in error["message"]
+BAD: list[tuple[dict[str, object], str, str]] = [
+    ({"input": None}, "input", "required"),
+    ({"input": []}, "input", "at least 1"),
+    ({"input": [{"type": "reasoning"}]}, "input.0", "function_call_output"),
+    ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0.type", "input_text"),
+    ({"input": [{"type": "function_call_output", "call_id": "c", "output": "3"}]}, "input.0", "before it"),
+    ({"max_output_tokens": 0}, "max_output_tokens", "at least 1"),
+    ({"max_output_tokens": 1000}, "max_output_tokens", "at most"),
+    ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", "missing"),
+    ({"tools": [{"type": "web_search"}]}, "tools.0.type", "function"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice", "only f"),
+    ({"tools": [TOOL], "text": {"format": {"type": "json_object"}}}, "text.format", "exclude"),
+    ({"include": ["reasoning.encrypted_content"]}, "include.0", "logprobs"),
+    ({"top_logprobs": 2}, "top_logprobs", "include"),
+    ({"stream_options": {}}, "stream_options", "stream"),
+    ({"background": True}, "background", "stream"),
+    ({"max_tokens": 3}, "max_tokens", "max_output_tokens"),
+    ({"temperature": 1000}, "temperature", "between 0"),
+]
+
+
+async def test_a_bad_request_is_told_in_the_words_of_this_path(client: Client) -> None:
+    for body, param, words in BAD:
+        error = (await respond(client, 400, **body))["error"]
+        assert error["param"].startswith(param), body
+        assert words in error["message"], body
 
 
 async def test_what_is_not_supported_is_refused_by_name(client: Client) -> None:

@@ -11,6 +11,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from kubeformer_runtime.engine.async_engine import AsyncEngine, BacklogError
+from kubeformer_runtime.engine.core import Delta
 from kubeformer_runtime.server import bodies
 from kubeformer_runtime.server.app import make_app
 from kubeformer_runtime.server.serving import Serving
@@ -63,16 +64,19 @@ async def test_a_client_that_does_not_read_its_stream_is_cut_off() -> None:
     assert answer["choices"][0]["text"] == "xxx"
 
 
+async def read_late(batches: AsyncIterator[list[Delta]], engine: AsyncEngine) -> None:
+    """Read a first batch, and on only once the engine has given this reader up."""
+    async for _ in batches:
+        await until(lambda: not engine.num_requests)
+
+
 async def test_a_consumer_that_falls_behind_loses_its_requests_and_they_leave_the_engine() -> None:
     engine = AsyncEngine(script_core(b"x", 2, end=False), max_backlog=5)
     engine.start()
     try:
         async with aclosing(engine.batches([request("r", b"ab", max_tokens=100)])) as batches:
-            assert (await anext(batches))[0].text == "x"
-            await until(lambda: not engine.num_requests)
             with pytest.raises(BacklogError):
-                async for _ in batches:
-                    pass
+                await read_late(batches, engine)
         await until(lambda: not engine.core.has_work)
         async with aclosing(engine.generate([request("s", b"ab", max_tokens=3)])) as deltas:
             assert "".join([delta.text async for delta in deltas]) == "xxx"

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubeformer_runtime.server.chat import ChatTemplate, conversation
@@ -63,6 +63,7 @@ def test_calls_are_read_out_of_text(case: str) -> None:
         assert said.calls == [Call(f"call_{place}", *call) for place, call in enumerate(calls)]
 
 
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from(PIECES), max_size=8), st.lists(st.integers(0, 200), max_size=12))
 def test_it_does_not_matter_where_a_text_is_cut(pieces: list[str], cuts: list[int]) -> None:
     text = "".join(pieces)
