@@ -140,7 +140,7 @@ class CpuRunner:
         for module, which in (("self_attn.o_proj", Matrix.OUTPUT), ("mlp.down_proj", Matrix.DOWN)):
             weight, bias = both(module)
             assert weight is not None
-            if which == Matrix.DOWN:
+            if which == Matrix.DOWN and config.mlp_width % LANES:  # a padding of nothing would be a copy
                 weight = F.pad(weight, (0, -config.mlp_width % LANES))
             model.set_matrix(index, which, weight, bias)
         norms = {Vector.ATTENTION_NORM: "input_layernorm", Vector.MLP_NORM: "post_attention_layernorm"}
@@ -242,5 +242,5 @@ def _alternated(gate: Tensor | None, up: Tensor | None) -> Tensor | None:
     if gate is None or up is None:
         return None
     pad = (0, 0) * (gate.dim() - 1) + (0, -len(gate) % LANES)
-    both = [F.pad(part, pad).view(-1, LANES, *part.shape[1:]) for part in (gate, up)]
+    both = [(F.pad(part, pad) if pad[-1] else part).view(-1, LANES, *part.shape[1:]) for part in (gate, up)]
     return torch.stack(both, dim=1).flatten(0, 2)

@@ -8,6 +8,7 @@ it is; at the end stand the address and a line to try it with. What is heavy is 
 
 import argparse
 import asyncio
+import gc
 import os
 import sys
 import time
@@ -159,8 +160,12 @@ async def run(settings: "ServerSettings", host: str, port: int, threads: int | N
     """Serve until SIGINT or SIGTERM; returns the exit code."""
     import signal
 
+    gc.disable()  # see __main__.py
     from kubeformer_runtime.model.errors import ModelError
     from kubeformer_runtime.server.main import Address, serve
+
+    gc.freeze()
+    gc.enable()
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
