@@ -246,5 +246,6 @@ async def test_ping_is_health_and_version_says_how_is_computed(client: Client) -
     await client.post("/ping")
     version = json.loads((await client.get("/version"))[1])
     assert (version["numerics"], version["quantization"], version["dtype"]) == ("Fast", "None", "float32")
+    assert version["kernels"] == "torch"
     for label, value in {"block_size": "4", "cache_dtype": "float32", "enable_prefix_caching": "True"}.items():
         assert await client.metric(f'vllm:cache_config_info{{{label}="{value}"}}') == 1

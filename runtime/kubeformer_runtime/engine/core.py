@@ -38,6 +38,7 @@ class ModelRunner(AdapterRunner, Protocol):
     block_size: int
     dtype: torch.dtype
     device: torch.device
+    kernels: str  # what computes: "torch", or how our own kernels were compiled
 
     def execute(self, batch: Batch) -> Tensor:
         """Compute a step; float32 logits (S, V) for the rows that sample."""
@@ -175,6 +176,11 @@ class EngineCore:
     def has_work(self) -> bool:
         """Whether a step would compute anything."""
         return bool(self._choices) and not self.asleep
+
+    @property
+    def kernels(self) -> str:
+        """What computes: "torch", or the instruction set that our own kernels use."""
+        return self._runner.kernels
 
     @property
     def cache_config(self) -> dict[str, object]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from kubeformer_runtime.engine.batch import Batch
 from kubeformer_runtime.engine.lora import LoraAdapter, layer_adapters
 from kubeformer_runtime.kernels.binding import BLOCK_SIZE, Matrix, NativeConfig, NativeModel, Vector, WeightType
-from kubeformer_runtime.kernels.library import load_library
+from kubeformer_runtime.kernels.library import choose_variant, cpu_flags, load_library
 from kubeformer_runtime.model.config import LlamaConfig
 from kubeformer_runtime.model.layers import interleave, rope_frequencies
 from kubeformer_runtime.model.weights import EMBEDDING, HEAD
@@ -76,6 +76,7 @@ class CpuRunner:
             LibraryUnavailableError: there are no kernels for this machine.
         """
         self._library = load_library(variant)
+        self.kernels = variant or choose_variant(cpu_flags()).name
         self.config = config
         self.block_size = BLOCK_SIZE
         self.num_blocks = num_blocks

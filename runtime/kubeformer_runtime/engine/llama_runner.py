@@ -64,6 +64,8 @@ class LlamaRunner:
     `reload` reads the same weights again, for `restore`.
     """
 
+    kernels = "torch"
+
     def __init__(
         self,
         config: LlamaConfig,

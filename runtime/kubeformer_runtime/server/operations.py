@@ -48,6 +48,7 @@ def show_version(serving: Serving) -> Document:
     if (part := serving.part) is not None:
         document |= {"dtype": str(part.model.dtype).removeprefix("torch."), "max_model_len": part.model.max_model_len}
         document |= {"digest": part.model.digest}
+        document |= {"kernels": serving.generator.engine.core.kernels if serving.generator else "torch"}
     return document
 
 

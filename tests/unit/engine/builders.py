@@ -88,6 +88,7 @@ class ScriptRunner:
 
     dtype = torch.float32
     device = torch.device("cpu")
+    kernels = "script"
 
     def __init__(self, script: Callable[[int], int], num_blocks: int = 64, block_size: int = 4) -> None:
         """`script` gives the next token from the position of the last one."""
