@@ -60,6 +60,10 @@ class ExitCode(IntEnum):
     STOPPED = 143  # a voluntary stop (SIGTERM) after a checkpoint; never counted as a fault
 
 
+RESTARTS_EXHAUSTED = "RestartsExhausted"
+"""The launcher's reason where a pod has used up recovery.maxRestarts by itself; conditions say MaxRestartsExceeded."""
+
+
 class Reason:
     """Reasons that the runtime gives for INVALID; the operator copies them into conditions."""
 

@@ -6,7 +6,7 @@ from kubeformer.api.conditions import DeploymentReason
 from kubeformer.api.engine import engine_of
 from kubeformer.kit.artifacts import published_by
 from kubeformer.kit.capacity import capacity_finding
-from kubeformer.kit.findings import Finding
+from kubeformer.kit.findings import Finding, name_taken
 from kubeformer.kit.view import Key
 from kubeformer.serving.observe import Observed
 from kubeformer.serving.resources import server_resources
@@ -21,17 +21,7 @@ def spec_can_be_read(seen: Observed) -> Finding | None:
 
 def name_is_free(seen: Observed) -> Finding | None:
     """No Deployment of the name belongs to somebody else. One that is being deleted is waited for."""
-    stranger = seen.stranger
-    if stranger is None:
-        return None
-    going = stranger.meta.deletion_timestamp is not None or stranger.meta.owner_kind == "ModelDeployment"
-    what = "is still being deleted" if going else "exists and belongs to someone else: delete it, or use another name"
-    return Finding(
-        DeploymentReason.NAME_TAKEN,
-        f"metadata.name is {seen.name}, and a Deployment of that name {what}.",
-        waits=going,
-        depends_on=(Key("Deployment", seen.key.namespace, seen.name),),
-    )
+    return name_taken(seen, "ModelDeployment", DeploymentReason.NAME_TAKEN)
 
 
 def model_is_published(seen: Observed) -> Finding | None:

@@ -10,7 +10,7 @@ from kubeformer.api.uri import PvcUri, Uri
 from kubeformer.kit.artifacts import published_by
 from kubeformer.kit.capacity import capacity_finding
 from kubeformer.kit.child import Child
-from kubeformer.kit.findings import Finding
+from kubeformer.kit.findings import Finding, name_taken
 from kubeformer.kit.view import Key
 from kubeformer.training.observe import Observed, data_uris, given_storage, uri_of
 from kubeformer.training.resolve import worker_resources
@@ -25,17 +25,7 @@ def spec_can_be_read(seen: Observed) -> Finding | None:
 
 def name_is_free(seen: Observed) -> Finding | None:
     """No Job of the name belongs to somebody else. One that is being deleted is waited for."""
-    stranger = seen.stranger
-    if stranger is None:
-        return None
-    going = stranger.meta.deletion_timestamp is not None or stranger.meta.owner_kind == "TrainingJob"
-    what = "is still being deleted" if going else "exists and belongs to someone else: delete it, or use another name"
-    return Finding(
-        JobReason.NAME_TAKEN,
-        f"metadata.name is {seen.name}, and a Job of that name {what}.",
-        waits=going,
-        depends_on=(Key("Job", seen.key.namespace, seen.name),),
-    )
+    return name_taken(seen, "TrainingJob", JobReason.NAME_TAKEN)
 
 
 def data_is_there(seen: Observed) -> Finding | None:

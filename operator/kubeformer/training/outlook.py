@@ -18,7 +18,6 @@ from kubeformer.training.observe import Observed, Worker
 
 SILENT_SECONDS = 120.0
 LAST_WORDS_SECONDS = 20.0  # how long the pods' last messages are waited for once the Job has ended
-RESTARTS_EXHAUSTED = "RestartsExhausted"  # the launcher's word for recovery.maxRestarts used up inside a pod
 
 _PHASES = {
     "Starting": (JobReason.STARTING, "Workers are up and find each other."),
@@ -89,7 +88,7 @@ def exhausted(seen: Observed) -> bool:
         worker.exit_code is not None
         and worker.progress is not None
         and worker.progress.failure is not None
-        and worker.progress.failure.reason == RESTARTS_EXHAUSTED
+        and worker.progress.failure.reason == names.RESTARTS_EXHAUSTED
         for worker in seen.workers
     )
 

@@ -19,6 +19,7 @@ INVALID = 78
 STOPPED = 143
 
 REASON_SETTINGS_INVALID = "SettingsInvalid"
+REASON_RESTARTS_EXHAUSTED = "RestartsExhausted"
 
 # The fields of Progress, in its order. Others are dropped, because the operator refuses unknown ones.
 PROGRESS_FIELDS = (

@@ -205,7 +205,7 @@ class Supervisor:
             self._exit = constants.SUCCEEDED
         elif order.action == "GiveUp":
             message = f"the ranks failed more than {self._limits.max_restarts} times; {self._said or 'see the logs'}"
-            self.record.set("Failed", {"reason": "RestartsExhausted", "message": message})
+            self.record.set("Failed", {"reason": constants.REASON_RESTARTS_EXHAUSTED, "message": message})
             self._log(message)
             self._exit = constants.FAULT
         elif order.waiting_for and not self._ranks.running:

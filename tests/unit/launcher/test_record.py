@@ -33,6 +33,7 @@ def test_the_launchers_own_constants_are_those_of_the_contract() -> None:
     assert constants.INVALID == names.ExitCode.INVALID
     assert constants.STOPPED == names.ExitCode.STOPPED
     assert constants.REASON_SETTINGS_INVALID == names.Reason.SETTINGS_INVALID
+    assert constants.REASON_RESTARTS_EXHAUSTED == names.RESTARTS_EXHAUSTED
     assert get_args(Phase) == constants.PHASES
     aliases = [field.alias for field in Progress.model_fields.values()]
     assert list(constants.PROGRESS_FIELDS) == aliases
