@@ -3,9 +3,10 @@
 from typing import Any
 
 from kubeformer import training
+from kubeformer.api.training_job import TrainingJob
 from kubeformer.contract.progress import Artifact, CheckpointRecord, Epoch, Progress
 from kubeformer.kit.view import Key
-from tests.unit.world import NAMESPACE, START, World, claim, node
+from tests.unit.world import NAMESPACE, START, World, claim, condition, node
 
 Object = dict[str, Any]
 KEY = Key("TrainingJob", NAMESPACE, "spam")
@@ -88,3 +89,16 @@ def succeed(w: World, pods: list[str]) -> None:
     for uid in pods:
         w.end_pod(uid, 0, finished())
     w.end_job("spam", "Complete")
+
+
+def status(w: World) -> dict[str, Any]:
+    """The job's status, which fits the schema."""
+    found: dict[str, Any] = w.objects[KEY]["status"]
+    TrainingJob.parse(w.objects[KEY])
+    return found
+
+
+def said(w: World, kind: str) -> tuple[str, str]:
+    """Status and reason of a condition."""
+    found = condition(status(w), kind)
+    return found["status"], found["reason"]
