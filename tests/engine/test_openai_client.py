@@ -12,17 +12,25 @@ from typing import Any, Literal
 import openai
 import pytest
 import pytest_asyncio
+import torch
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionChunk
 from openai.types.responses import ResponseCompletedEvent, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
+from transformers import BertModel
 
 from examples import smollm2
 from kubeformer.contract.base import Location
 from kubeformer_runtime.engine.loading import LanguageModel, load_engine
-from tests.unit.server.builders import client_of, server_settings
+from kubeformer_runtime.engine.sampling_params import StructuredOutput
+from kubeformer_runtime.engine.structured import StructureCompiler
+from kubeformer_runtime.server.protocol import ChatRequest
+from kubeformer_runtime.server.tools import toolbox_of
+from tests.engine.encoder_builders import BERT, directory_of, loaded
+from tests.unit.server.builders import Client, client_of, server_settings
 
 VLLM = {"stop_reason"}  # fields that vLLM sends beside OpenAI's
+VLLM_EMBEDDINGS = {"id", "created", "completion_tokens"}
 MODEL = "tiny"
 HELLO: list[Any] = [{"role": "user", "content": "Say hello."}]
 WEATHER: dict[str, Any] = {
@@ -59,13 +67,16 @@ def model() -> LanguageModel:
 @pytest_asyncio.fixture
 async def client(model: LanguageModel) -> AsyncIterator[AsyncOpenAI]:
     """The official client of a server over it."""
-    async with client_of(model) as server:
-        url = str(server.http.make_url("/v1"))
-        async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=120) as found:
-            yield found
+    async with client_of(model) as server, official(server) as found:
+        yield found
 
 
-def checked(answer: BaseModel) -> None:
+def official(server: Client) -> AsyncOpenAI:
+    """The official client of a server."""
+    return AsyncOpenAI(base_url=str(server.http.make_url("/v1")), api_key="none", max_retries=0, timeout=120)
+
+
+def checked(answer: BaseModel, known: set[str] = VLLM) -> None:
     """Raise where the client's types miss a field, or do not know one."""
     strict = type(answer).model_validate(answer.model_dump(mode="json", by_alias=True, exclude_unset=True))
     unknown: set[str] = set()
@@ -81,7 +92,7 @@ def checked(answer: BaseModel) -> None:
 
     look(strict)
     look(answer)
-    assert unknown <= VLLM
+    assert unknown <= known
 
 
 async def test_a_chat_whole_and_streamed_says_the_same(client: AsyncOpenAI) -> None:
@@ -121,6 +132,16 @@ async def test_models_are_listed(client: AsyncOpenAI) -> None:
     names = [card.id async for card in client.models.list()]
     assert MODEL in names
     assert (await client.models.retrieve(MODEL)).id == MODEL
+
+
+async def test_embeddings_are_vectors(tmp_path: Path) -> None:
+    encoder = loaded(directory_of(tmp_path, BertModel, BERT))
+    async with client_of(encoder) as server, official(server) as client:
+        forms: tuple[Any, ...] = ({"encoding_format": "float"}, {})  # by itself the client asks for base64
+        for form in forms:
+            answer = await client.embeddings.create(model=MODEL, input=["a cat", "the mat"], **form)
+            checked(answer, VLLM_EMBEDDINGS)
+            assert [len(item.embedding) for item in answer.data] == [BERT.hidden_size] * 2
 
 
 async def test_an_error_is_the_clients_own_exception_and_names_the_field(client: AsyncOpenAI) -> None:
@@ -181,6 +202,37 @@ async def test_a_forced_call_has_valid_arguments_whole_and_streamed(client: Asyn
                 name += piece.function.name or ""
                 streamed += piece.function.arguments or ""
         assert (name, streamed) == ("get_weather", call.function.arguments)
+
+
+async def test_with_auto_a_strict_function_is_called_with_valid_arguments_only(model: LanguageModel) -> None:
+    """Whatever the model would like to write: the grammar leaves text free and binds what follows a tag."""
+    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+    toolbox = toolbox_of(ChatRequest.model_validate({"messages": HELLO, "tools": [strict, TIME]}))
+    assert toolbox is not None
+    assert toolbox.grammar is not None
+    compiler = StructureCompiler(model.tokenizer, {2}, model.vocab_size)
+    try:
+        compiled = compiler.compile_now(StructuredOutput("grammar", toolbox.grammar))
+    finally:
+        compiler.close()
+    call = '<tool_call>{"name": "get_weather", "arguments": {"city": "%s", "days": 1}}</tool_call>'
+    other = '<tool_call>\n{"name": "get_time", "arguments": {"zone": "CET"}}\n</tool_call>'
+    for text, valid in (
+        ("Just a text < with brackets {}.", True),
+        ("Let me see. " + call % "Rome" + other, True),
+        (call % "Oslo", False),
+        ('<tool_call>{"name": "get_news"', False),
+    ):
+        state = compiled.start()
+        for token in model.tokenizer.encode(text, add_special_tokens=False):
+            if not state.allowed_V(model.vocab_size, torch.device("cpu"))[token]:
+                break
+            state.accept(token)
+        else:
+            assert valid, text
+            assert state.allowed_V(model.vocab_size, torch.device("cpu"))[2]
+            continue
+        assert not valid, text
 
 
 async def test_a_call_and_its_result_go_back_into_the_conversation(client: AsyncOpenAI) -> None:

@@ -141,8 +141,10 @@ def constraint_of(body: SamplingFields, toolbox: Toolbox | None) -> tuple[Struct
             "structured_outputs and response_format exclude each other; leave one of them out.", "structured_outputs"
         )
     if toolbox is not None:
-        schema = toolbox.schema
-        return (None if schema is None else StructuredOutput.of_schema(schema)), "tools"
+        if (schema := toolbox.schema) is not None:
+            return StructuredOutput.of_schema(schema), "tools"
+        grammar = toolbox.grammar
+        return (None if grammar is None else StructuredOutput("grammar", grammar)), "tools"
     if format is not None:
         if format.json_schema is None:
             return StructuredOutput("json_object"), "response_format"

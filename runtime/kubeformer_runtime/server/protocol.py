@@ -240,7 +240,7 @@ class Message(Body):
 
 
 class Function(Body):
-    """A function that the model may call. Arguments of forced calls follow the schema whether `strict` or not."""
+    """A function that the model may call. Where it has to, arguments follow the schema; else where it is `strict`."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None

@@ -244,7 +244,12 @@ def to_chat(body: ResponsesRequest, messages: Sequence[Message]) -> ChatRequest:
         tools=[
             Tool(
                 type="function",
-                function=Function(name=tool.name, description=tool.description, parameters=tool.parameters),
+                function=Function(
+                    name=tool.name,
+                    description=tool.description,
+                    parameters=tool.parameters,
+                    strict=bool(tool.strict),
+                ),
             )
             for tool in body.tools
         ],

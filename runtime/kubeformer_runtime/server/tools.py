@@ -5,8 +5,9 @@ arguments are always valid. With `auto` the model decides; its calls are read in
 
     <tool_call>{"name": "f", "arguments": {...}}</tool_call>
 
-which Qwen, SmolLM and many others write, or as bare JSON at the beginning of an answer. One reader serves whole
-and streamed answers, so both always say the same. What names no known function stays text.
+which Qwen, SmolLM and many others write, or as bare JSON at the beginning of an answer. If one of the functions is
+`strict`, a grammar leaves text free but binds whatever follows a tag, and bare JSON is no call. One reader serves
+whole and streamed answers, so both always say the same. What names no known function stays text.
 """
 
 import json
@@ -63,9 +64,28 @@ class Toolbox:
         }
         return schema if self.parallel else schema | {"maxItems": 1}
 
+    @property
+    def grammar(self) -> str | None:
+        """With `auto` and a strict function, the Lark grammar of the answer: text, in which calls are valid."""
+        if self.schema is not None or not any(function.strict for function in self.functions):
+            return None
+        lines = [
+            "start: call* REST",
+            f'call: trigger SPACE object SPACE "{CLOSE}"',
+            f"trigger[lazy]: /(?s:.*){OPEN}/",
+            f"REST: /(?s:.*)/ & ~/(?s:.*){OPEN}(?s:.*)/",
+            r"SPACE: /[ \n]{0,4}/",
+            "object: " + " | ".join(f"call_{place}" for place in range(len(self.functions))),
+        ]
+        for place, function in enumerate(self.functions):
+            head = json.dumps(f'{{"name": "{function.name}", "arguments": ')
+            schema = _arguments(function) if function.strict else {"type": "object"}
+            lines.append(f'call_{place}: {head} %json {json.dumps(schema)} "}}"')
+        return "\n".join(lines)
+
     def reader(self, new_id: Callable[[], str]) -> "CallReader":
         """A reader of one choice's text."""
-        return CallReader(self.names, new_id, named=self.named, parallel=self.parallel)
+        return CallReader(self.names, new_id, named=self.named, bare=self.grammar is None, parallel=self.parallel)
 
 
 def toolbox_of(body: ChatRequest) -> Toolbox | None:
@@ -220,11 +240,20 @@ class CallReader:
     """Reads calls out of one choice's text, in whatever pieces it comes."""
 
     def __init__(
-        self, names: frozenset[str], new_id: Callable[[], str], *, named: str | None = None, parallel: bool = True
+        self,
+        names: frozenset[str],
+        new_id: Callable[[], str],
+        *,
+        named: str | None = None,
+        bare: bool = True,
+        parallel: bool = True,
     ) -> None:
-        """`named`: the whole text is this function's arguments. Without `parallel` nothing after a call counts."""
+        """`named`: the whole text is this function's arguments; `bare`: calls may come without tags.
+
+        Without `parallel` nothing after a call counts.
+        """
         self._names, self._new_id, self._named, self._parallel = names, new_id, named, parallel
-        self._state = _State.START
+        self._state = _State.START if bare else _State.TEXT
         self._held = ""  # text that is not decided yet
         self._opening = ""  # what led to HEAD; text again if there is no call
         self._in_list = False

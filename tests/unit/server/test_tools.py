@@ -148,3 +148,14 @@ def test_a_template_with_tools_gets_them_as_transformers_would_give_them() -> No
     messages = conversation(TALK, toolbox().functions, template)
     assert template.render(messages, add_generation_prompt=False) == "systemuserassistant1tool"
     assert json.dumps(messages[0]) == '{"role": "system", "content": "Be kind."}'
+
+
+def test_with_a_strict_function_only_tagged_calls_count_and_a_grammar_binds_them() -> None:
+    """Whether the grammar holds is tried in test_openai_client.py, where llguidance runs anyway."""
+    strict = [{"type": "function", "function": {"name": "f", "strict": True}}]
+    found = toolbox(tools=strict)
+    assert found.grammar is not None
+    assert toolbox().grammar is toolbox(tools=strict, tool_choice="required").grammar is None
+    reader, said = found.reader(lambda: "c"), Said()
+    said.take(reader.push('{"name": "f", "arguments": {}}', last=True))
+    assert said == Said('{"name": "f", "arguments": {}}')
