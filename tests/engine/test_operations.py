@@ -17,6 +17,7 @@ from kubeformer.contract.base import Location
 from kubeformer_runtime.engine.core import EngineCore
 from kubeformer_runtime.engine.loading import load_engine
 from kubeformer_runtime.engine.plan import SchedulerConfig
+from kubeformer_runtime.server import operations
 from tests.unit.engine.builders import EOS, ScriptRunner, byte_tokenizer, tiny_core, until, write_model
 from tests.unit.server.builders import NAME, Client, client_of, language_model, server_settings
 
@@ -152,6 +153,45 @@ async def test_sleep_gives_memory_back_and_wake_answers_as_before(tmp_path: Path
         assert await client.metric('vllm:engine_sleep_state{sleep_state="awake"}') == 1
         after = await client.complete(prompt="once upon", logprobs=1)
         assert after["choices"] == before["choices"]
+
+
+async def test_an_answer_under_way_waits_and_goes_on_after_waking(tmp_path: Path) -> None:
+    location = Location(uri="pvc://models/tiny", path=str(write_model(tmp_path / "tiny")))
+    settings = server_settings(model=location, kv_cache_megabytes=1, max_num_seqs=4)
+    async with client_of(load_engine(settings, threads=1), settings) as client:
+        body: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 90, "ignore_eos": True, "seed": 1, "temperature": 1}
+        expected = await client.complete(**body)
+        engine = client.serving.need_generator().engine
+        gate = threading.Event()
+        held = asyncio.create_task(engine.call(lambda: gate.wait(60)))  # no step before the gate opens
+        running = asyncio.create_task(client.complete(**body))
+        await until(lambda: engine.num_requests == 1)
+        falling_asleep = asyncio.create_task(client.post("/sleep"))
+        await until(lambda: engine.num_calls == 2)
+        gate.set()
+        await asyncio.gather(held, falling_asleep)
+        assert client.serving.asleep
+        assert not running.done()
+        await client.post("/wake_up")
+        assert (await running)["choices"] == expected["choices"]
+
+
+async def test_a_client_that_leaves_while_the_server_falls_asleep_leaves_nothing_half_done(tmp_path: Path) -> None:
+    location = Location(uri="pvc://models/tiny", path=str(write_model(tmp_path / "tiny")))
+    settings = server_settings(model=location, kv_cache_megabytes=1, max_num_seqs=4)
+    async with client_of(load_engine(settings, threads=1), settings) as client:
+        engine = client.serving.need_generator().engine
+        gate = threading.Event()
+        held = asyncio.create_task(engine.call(lambda: gate.wait(60)))
+        order = asyncio.create_task(operations.sleep(client.serving, operations.SleepQuery()))
+        await until(lambda: engine.num_calls == 2)
+        order.cancel()
+        gate.set()
+        await held
+        await until(lambda: client.serving.asleep)
+        assert (await client.post("/v1/completions", 503, prompt="ab"))["error"]["code"] == 503
+        await client.post("/wake_up")
+        await client.complete(prompt="ab")
 
 
 @pytest.mark.parametrize("query", ["level=3", "level=", "depth=1"])

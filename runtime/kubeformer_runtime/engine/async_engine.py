@@ -64,6 +64,11 @@ class AsyncEngine:
         return len(self._streams)
 
     @property
+    def num_calls(self) -> int:
+        """Calls (see `call`) that have not returned yet."""
+        return len(self._calls)
+
+    @property
     def request_ids(self) -> list[str]:
         """Ids of requests that are not finished."""
         return list(self._streams)

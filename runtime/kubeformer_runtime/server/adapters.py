@@ -8,6 +8,7 @@ from pydantic import Field
 from kubeformer.contract.names import CLAIMS_DIRECTORY
 from kubeformer_runtime.model.errors import ModelError
 from kubeformer_runtime.server.errors import ApiError, bad_request
+from kubeformer_runtime.server.operations import to_its_end
 from kubeformer_runtime.server.protocol import Body
 from kubeformer_runtime.server.serving import Serving
 
@@ -31,29 +32,39 @@ class UnloadAdapterRequest(Body):
 async def load_adapter(serving: Serving, body: LoadAdapterRequest) -> Document:
     """Load a LoRA adapter; from then on requests may name it as their model."""
     generator, name = serving.need_generator(), body.lora_name
+    serving.check_awake()
     if name in serving.settings.served_names:
         raise bad_request(f"lora_name is {name}, which is the name of the model itself; choose another.", "lora_name")
     if name in serving.adapters:
         raise bad_request(f"The adapter `{name}` is loaded already; unload it first.", "lora_name")
     directory = adapter_directory(body.lora_path, serving.settings.model.path)
     engine = generator.engine
-    try:
-        await engine.call(lambda: engine.core.add_adapter(name, directory))
-    except ModelError as error:
-        raise bad_request(f"The adapter cannot be loaded: {error}", "lora_path") from None
-    serving.adapters[name] = body.lora_path
-    serving.metrics.adapters_loaded(len(serving.adapters))
-    return {"status": f"Success: LoRA adapter '{name}' added successfully."}
+
+    async def act() -> Document:
+        try:
+            await engine.call(lambda: engine.core.add_adapter(name, directory))
+        except ModelError as error:
+            raise bad_request(f"The adapter cannot be loaded: {error}", "lora_path") from None
+        serving.adapters[name] = body.lora_path
+        serving.metrics.adapters_loaded(len(serving.adapters))
+        return {"status": f"Success: LoRA adapter '{name}' added successfully."}
+
+    return await to_its_end(act())
 
 
 async def unload_adapter(serving: Serving, body: UnloadAdapterRequest) -> Document:
     """Let go of a LoRA adapter: new requests no longer find it, answers under way are written to their end."""
     engine, name = serving.need_generator().engine, body.lora_name
+    serving.check_awake()
     if serving.adapters.pop(name, None) is None:
         raise ApiError(404, f"The adapter `{name}` is not loaded.", "lora_name")
-    await engine.call(lambda: engine.core.remove_adapter(name))
-    serving.metrics.adapters_loaded(len(serving.adapters))
-    return {"status": f"Success: LoRA adapter '{name}' removed successfully."}
+
+    async def act() -> Document:
+        await engine.call(lambda: engine.core.remove_adapter(name))
+        serving.metrics.adapters_loaded(len(serving.adapters))
+        return {"status": f"Success: LoRA adapter '{name}' removed successfully."}
+
+    return await to_its_end(act())
 
 
 def adapter_directory(path: str, model: str) -> Path:

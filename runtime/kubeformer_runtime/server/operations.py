@@ -3,6 +3,8 @@
 Each function takes the serving state (and a parsed body) and gives the answer's document; app.py knows the paths.
 """
 
+import asyncio
+from collections.abc import Coroutine
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal
 
@@ -17,6 +19,11 @@ from kubeformer_runtime.server.serving import Generator, Phase, Serving
 from kubeformer_runtime.server.tools import toolbox_of
 
 Document = dict[str, Any]
+
+
+async def to_its_end(act: Coroutine[Any, Any, Document]) -> Document:
+    """Run an order to its end even where the client that gave it leaves, so that nothing is left half done."""
+    return await asyncio.shield(asyncio.ensure_future(act))
 
 
 def health(serving: Serving) -> tuple[Document, int]:
@@ -159,16 +166,14 @@ class SleepQuery(Body):
 
 async def sleep(serving: Serving, query: SleepQuery) -> Document:
     """Give the memory of weights and cache back. What runs waits and goes on after /wake_up; new requests get 503."""
-    generator = _sleeper(serving)
-    if not serving.asleep:
-        serving.asleep = True
-        try:
-            await generator.engine.call(generator.engine.core.sleep)
-        except BaseException:
-            serving.asleep = False
-            raise
+    engine = _sleeper(serving).engine
+
+    async def act() -> Document:
+        await engine.call(engine.core.sleep)
         serving.metrics.sleeping(int(query.level))
-    return {"is_sleeping": True}
+        return {"is_sleeping": True}
+
+    return await to_its_end(act())
 
 
 class NoQuery(Body):
@@ -177,14 +182,17 @@ class NoQuery(Body):
 
 async def wake_up(serving: Serving, _: NoQuery) -> Document:
     """Load the weights again. ApiError 500 where they are gone; then it sleeps on."""
-    generator = _sleeper(serving)
-    try:
-        await generator.engine.call(generator.engine.core.wake)
-    except ModelError as error:
-        raise ApiError(500, f"The weights cannot be loaded again: {error}") from None
-    serving.asleep = False
-    serving.metrics.sleeping(None)
-    return {"is_sleeping": False}
+    engine = _sleeper(serving).engine
+
+    async def act() -> Document:
+        try:
+            await engine.call(engine.core.wake)
+        except ModelError as error:
+            raise ApiError(500, f"The weights cannot be loaded again: {error}") from None
+        serving.metrics.sleeping(None)
+        return {"is_sleeping": False}
+
+    return await to_its_end(act())
 
 
 def is_sleeping(serving: Serving) -> Document:

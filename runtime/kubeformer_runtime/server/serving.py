@@ -74,7 +74,6 @@ class Serving:
     labeller: Labeller | None = None
     pooler: Pooler | None = None
     adapters: dict[str, str] = field(default_factory=dict)  # LoRA adapters that are loaded: name to directory
-    asleep: bool = False  # weights and cache are given back; only /wake_up helps
     metrics: Metrics = field(init=False)
     started: int = field(init=False)
     clock: Callable[[], float] = time.monotonic
@@ -89,6 +88,11 @@ class Serving:
     def name(self) -> str:
         """What answers call the model."""
         return self.settings.served_names[0]
+
+    @property
+    def asleep(self) -> bool:
+        """Whether weights and cache are given back; only /wake_up helps."""
+        return self.generator is not None and self.generator.engine.core.asleep
 
     @property
     def part(self) -> Generator | Labeller | Pooler | None:
@@ -155,8 +159,7 @@ class Serving:
             raise ApiError(503, "This server is shutting down; try again.", headers={"Retry-After": "1"})
         if not self.alive:
             raise ApiError(503, "The engine has stopped; this server is started again. Try again.")
-        if self.asleep:
-            raise ApiError(503, "This server sleeps; POST /wake_up, then try again.", headers={"Retry-After": "5"})
+        self.check_awake()
         if self.active >= self.max_requests:
             self.metrics.rejected()
             raise ApiError(
@@ -164,6 +167,11 @@ class Serving:
                 f"{self.active} requests are on their way here, as many as this server takes; try again.",
                 headers={"Retry-After": "1"},
             )
+
+    def check_awake(self) -> None:
+        """Raise ApiError while the server sleeps."""
+        if self.asleep:
+            raise ApiError(503, "This server sleeps; POST /wake_up, then try again.", headers={"Retry-After": "5"})
 
     def check_model(self, model: str | None) -> str:
         """The name that the answer carries; ApiError for one that is not served here."""
