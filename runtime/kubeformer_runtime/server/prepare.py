@@ -45,7 +45,7 @@ class Generation:
         return self.shape.opens(self.prompts)
 
 
-def prepare_chat(serving: Serving, body: ChatRequest) -> Generation:
+def prepare_chat(serving: Serving, body: ChatRequest, answer_id: str | None = None) -> Generation:
     """Render the messages and check everything; ApiError or ParameterError where something is wrong."""
     generator, name = serving.need_generator(), serving.check_model(body.model)
     _check_combinations(body, logprobs=body.logprobs)
@@ -54,7 +54,7 @@ def prepare_chat(serving: Serving, body: ChatRequest) -> Generation:
     shape = ChatShape(decode_token(generator), _wishes(body, logprobs=body.logprobs))
     reader = partial(toolbox.reader, _call_id) if toolbox else None
     tier = "default" if body.service_tier else None
-    head = Head(_answer_id(body, shape), int(serving.wall_clock()), name, tier, body.metadata)
+    head = Head(answer_id or _answer_id(body, shape), int(serving.wall_clock()), name, tier, body.metadata)
     known = Prompt(prompt, body.messages[-1].text if body.echo else "", reader)
     return _generation(serving, generator, head, body, shape, [known], toolbox)
 

@@ -71,20 +71,15 @@ class ResponseStore:
 class Narrator:
     """Puts items together from what the model says, and tells each event of it."""
 
-    def __init__(self, body: ResponsesRequest, generation: Generation, response_id: str, tell: Tell) -> None:
+    def __init__(self, body: ResponsesRequest, generation: Generation, tell: Tell) -> None:
         """`tell` gets an event's type and its fields."""
         self._body, self._generation, self._tell = body, generation, tell
-        self.id = response_id
         new_reader = generation.prompts[0].tool_reader
         self._reader = new_reader() if new_reader else None
         self._output: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None  # the item that is being written
         self._logprobs: list[dict[str, Any]] = []  # of the message that is being written
-
-    @property
-    def item(self) -> dict[str, Any] | None:
-        """The item that is being written."""
-        return self._open
+        self._untold: list[Sampled] = []  # tokens whose text is still held back
 
     def say(self, text: str, tokens: Sequence[Sampled], *, last: bool) -> None:
         """More of the answer."""
@@ -92,8 +87,9 @@ class Narrator:
             events: list[Event] = self._reader.push(text, last=last)
         else:
             events = [Content(text)] if text else []
+        self._untold += tokens
         for event in events:
-            self._take(event, tokens)
+            self._take(event)
         if last and self._open is None and not self._output:
             self._begin_message()
 
@@ -103,15 +99,14 @@ class Narrator:
         self._close("completed" if status == "completed" else "incomplete")
         return self.response(status, usage)
 
-    def _take(self, event: Event, tokens: Sequence[Sampled]) -> None:
+    def _take(self, event: Event) -> None:
         match event:
             case Content(text):
                 if self._open is None or self._open["type"] != "message":
                     self._begin_message()
                 assert self._open is not None
                 self._open["content"][0]["text"] += text
-                logprobs = self._scores(tokens)
-                self._logprobs += logprobs
+                logprobs = self._scores()
                 place = {"item_id": self._open["id"], "output_index": len(self._output), "content_index": 0}
                 self._tell("response.output_text.delta", {**place, "delta": text, "logprobs": logprobs})
             case CallStart(_, call_id, name):
@@ -123,11 +118,15 @@ class Narrator:
                 place = {"item_id": self._open["id"], "output_index": len(self._output)}
                 self._tell("response.function_call_arguments.delta", {**place, "delta": text})
 
-    def _scores(self, tokens: Sequence[Sampled]) -> list[dict[str, Any]]:
+    def _scores(self) -> list[dict[str, Any]]:
+        """Log-probabilities of the tokens since the last time, where they are wanted."""
         shape = self._generation.shape
         assert isinstance(shape, ChatShape)
+        tokens, self._untold = self._untold, []
         found = shape.logprobs(tokens)
-        return [] if found is None else list(found["content"])
+        logprobs = [] if found is None else list(found["content"])
+        self._logprobs += logprobs
+        return logprobs
 
     def _begin_message(self) -> None:
         item = {"type": "message", "id": f"msg_{secrets.token_hex(16)}", "status": "in_progress", "role": "assistant"}
@@ -151,6 +150,7 @@ class Narrator:
         place: dict[str, Any] = {"item_id": item["id"], "output_index": len(self._output)}
         if item["type"] == "message":
             part = item["content"][0]
+            self._scores()
             part["logprobs"] = self._logprobs
             place["content_index"] = 0
             self._tell("response.output_text.done", {**place, "text": part["text"], "logprobs": self._logprobs})
@@ -171,7 +171,7 @@ class Narrator:
         shown_format = {"type": "text"} if text_format is None else _dump(text_format)
         error = {"code": "server_error", "message": "The answer was broken off."} if status == "failed" else None
         return {
-            "id": self.id,
+            "id": head.id,
             "object": "response",
             "created_at": head.created,
             "status": status,
@@ -218,12 +218,11 @@ class ResponseFrames:
         self,
         body: ResponsesRequest,
         generation: Generation,
-        response_id: str,
         usage: Usage,
         done: Callable[[dict[str, Any], list[Message]], None],
     ) -> None:
         """`done` gets the response once it is whole."""
-        self._narrator = Narrator(body, generation, response_id, self._tell)
+        self._narrator = Narrator(body, generation, self._tell)
         self._usage, self._done = usage, done
         self._number = 0
         self._out: list[bytes] = []

@@ -43,7 +43,6 @@ async def create(request: web.Request) -> web.StreamResponse:
             raise renamed(bad_request(str(error), error.field)) from None
         except ApiError as error:
             raise renamed(error) from None
-        response_id = f"resp_{secrets.token_hex(24)}"
 
         def keep(document: dict[str, object], answer: Sequence[Message]) -> None:
             if body.store:
@@ -51,10 +50,10 @@ async def create(request: web.Request) -> web.StreamResponse:
 
         usage = usage_of(generation)
         if body.stream:
-            frames = ResponseFrames(body, generation, response_id, usage, keep)
+            frames = ResponseFrames(body, generation, usage, keep)
             return await answer_stream(request, generation, frames, usage, request.app[STALL])
         (choice,) = await collect(generation, usage)
-        narrator = Narrator(body, generation, response_id, lambda kind, fields: None)
+        narrator = Narrator(body, generation, lambda kind, fields: None)
         narrator.say(choice.text, choice.tokens, last=True)
         document = narrator.finish(usage, choice.finish_reason)
         keep(document, narrator.messages())
@@ -85,13 +84,15 @@ def _check(body: ResponsesRequest) -> None:
             'top_logprobs needs include to hold "message.output_text.logprobs"; add it or leave this out.',
             "top_logprobs",
         )
+    if body.include and body.tools and body.tool_choice != "none":
+        raise bad_request("Log-probabilities are not told beside tools on this path; leave one of them out.", "include")
 
 
 def _prepare(serving: Serving, body: ResponsesRequest, said: Sequence[Message]) -> Generation:
     """With truncation "auto", as few of the oldest messages are left out as makes the rest fit."""
     if body.truncation == "auto":
         said = _fitting(serving, body, said)
-    return prepare_chat(serving, to_chat(body, said))
+    return prepare_chat(serving, to_chat(body, said), f"resp_{secrets.token_hex(24)}")
 
 
 def _fitting(serving: Serving, body: ResponsesRequest, said: Sequence[Message]) -> Sequence[Message]:

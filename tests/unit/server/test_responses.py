@@ -100,6 +100,9 @@ async def test_log_probabilities_come_where_included(client: Client) -> None:
     logprobs = answer["output"][0]["content"][0]["logprobs"]
     assert logprobs
     assert all(len(item["top_logprobs"]) == 2 for item in logprobs)
+    told = await events(client, **body)
+    again = told[-1][1]["response"]["output"][0]["content"][0]["logprobs"]
+    assert [item["token"] for item in again] == [item["token"] for item in logprobs]
 
 
 async def test_a_response_can_be_shown_gone_on_from_and_deleted() -> None:
@@ -171,6 +174,7 @@ BAD: list[tuple[dict[str, object], str, str]] = [
     ({"tools": [TOOL], "text": {"format": {"type": "json_object"}}}, "text.format", "exclude"),
     ({"include": ["reasoning.encrypted_content"]}, "include.0", "logprobs"),
     ({"top_logprobs": 2}, "top_logprobs", "include"),
+    ({"include": ["message.output_text.logprobs"], "tools": [TOOL]}, "include", "beside tools"),
     ({"stream_options": {}}, "stream_options", "stream"),
     ({"background": True}, "background", "stream"),
     ({"max_tokens": 3}, "max_tokens", "max_output_tokens"),
