@@ -5,8 +5,9 @@ import datetime
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from kubeformer_runtime.server.chat import ChatTemplate
+from kubeformer_runtime.server.chat import ChatTemplate, as_tools, conversation
 from kubeformer_runtime.server.errors import ApiError
+from kubeformer_runtime.server.protocol import Function, Message
 from tests.unit.engine.builders import byte_tokenizer
 
 MESSAGES = [
@@ -57,3 +58,41 @@ def test_the_date_is_the_clocks() -> None:
 def test_continuing_a_message_that_the_template_hides_is_refused() -> None:
     with pytest.raises(ApiError, match="continue_final_message"):
         ChatTemplate("nothing", {}).render(MESSAGES, add_generation_prompt=False, continue_final_message=True)
+
+
+TOOLS_TEMPLATE = (
+    "{%- if tools %}<tools>{% for tool in tools %}{{ '\\n' + (tool | tojson) }}{% endfor %}</tools>\n{% endif %}"
+    "{% for m in messages %}{{ '<' + m.role + '>' + (m.content or '') }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function.name }} {{ call.function.arguments | tojson }}"
+    "</tool_call>{% endfor %}\n{% endfor %}"
+)
+
+
+def test_tools_and_calls_render_as_in_transformers() -> None:
+    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+    messages = [
+        {"role": "user", "content": "a"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": {"x": 1}}}],
+        },
+        {"role": "tool", "content": "3", "tool_call_id": "c"},
+    ]
+    reference = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer().tokenizer, chat_template=TOOLS_TEMPLATE)
+    expected = reference.apply_chat_template(messages, tools=[tool], tokenize=False)
+    ours, functions = ChatTemplate(TOOLS_TEMPLATE, {}), [Function.model_validate(tool["function"])]
+    call = {"id": "c", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    sent = [Message.model_validate(messages[0]), Message(role="assistant", tool_calls=[call]), Message(**messages[2])]
+    variables = {"tools": as_tools(functions)}
+    assert (
+        ours.render(conversation(sent, functions, ours), add_generation_prompt=False, variables=variables) == expected
+    )
+
+
+def test_a_variable_that_the_template_does_not_read_is_refused() -> None:
+    template = ChatTemplate("{% if mood %}{{ mood }}{% endif %}", {"bos_token": "<bos>"})
+    template.check_variables({"mood": "kind"}, ("messages",))
+    for name in ("enable_thinking", "bos_token", "messages"):
+        with pytest.raises(ApiError, match=f"chat_template_kwargs.{name}"):
+            template.check_variables({name: 1}, ("messages",))

@@ -3,6 +3,11 @@
 import pytest
 
 from kubeformer.contract.server import SamplingDefaults
+from kubeformer_runtime.engine.core import Delta
+from kubeformer_runtime.server.frames import GAP, ChunkFrames, frame
+from kubeformer_runtime.server.prepare import prepare_chat
+from kubeformer_runtime.server.protocol import ChatRequest, StreamOptions
+from kubeformer_runtime.server.shapes import Usage
 from tests.unit.engine.builders import outputs, request, script_core, tiny_core
 from tests.unit.server.builders import ALIAS, NAME, Client, client_of, language_model, server_settings
 
@@ -279,3 +284,23 @@ async def test_an_answer_that_breaks_off_ends_in_an_error_and_done() -> None:
         *chunks, error = await client.stream("/v1/completions", prompt="ab", max_tokens=90)
     assert [chunk["choices"][0]["text"] for chunk in chunks] == ["x"] * 3
     assert error["error"]["code"] == 500
+
+
+@pytest.mark.parametrize("usage", [True, False])
+async def test_a_chunk_cut_from_a_template_is_the_chunk_written_anew(client: Client, usage: bool) -> None:
+    body = ChatRequest.model_validate({"messages": USER})
+    generation = prepare_chat(client.serving, body)
+    frames = ChunkFrames(generation, StreamOptions(include_usage=usage), Usage(1))
+    for text in ('"\\/\n\r\t\x00', "\u2028é\U0001f600", GAP, "{}data: x\n\n"):
+        delta = Delta(generation.requests[0].request_id, 0, text, ())
+        written = frame(({"usage": None} if usage else {}) | generation.shape.chunk(generation.head, 0, delta))
+        assert frames.delta(delta) == written
+        assert written.count(b"\n") == 2
+
+
+async def test_prefixes_are_shared_under_one_salt_only(client: Client) -> None:
+    cached = []
+    for salt in ("a", "a", "b", None):
+        answer = await client.complete(prompt="y" * 20, cache_salt=salt, max_tokens=1)
+        cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+    assert cached == [0, 16, 0, 0]
