@@ -115,7 +115,8 @@ class CpuRunner:
         for index in range(config.layers):
             self._load_layer(model, weights, index)
         model.set_vector(0, Vector.FINAL_NORM, weights.pop("model.norm.weight"))
-        model.set_matrix(0, Matrix.HEAD, embedding if config.tied_embeddings else weights.pop(HEAD))
+        head = WeightType.INT8 if self._type == WeightType.INT4 else self._type  # of all matrices it suffers most
+        model.set_matrix(0, Matrix.HEAD, head, embedding if config.tied_embeddings else weights.pop(HEAD))
         return model
 
     def _load_layer(self, model: NativeModel, weights: dict[str, Tensor], index: int) -> None:
@@ -133,17 +134,17 @@ class CpuRunner:
         parts = [both("self_attn.q_proj", turned), both("self_attn.k_proj", turned), both("self_attn.v_proj")]
         weight, bias = (_joined(list(column)) for column in zip(*parts, strict=True))
         assert weight is not None
-        model.set_matrix(index, Matrix.QKV, weight, bias)
+        model.set_matrix(index, Matrix.QKV, self._type, weight, bias)
         gate, up = both("mlp.gate_proj"), both("mlp.up_proj")
         weight, bias = (_alternated(a, b) for a, b in zip(gate, up, strict=True))
         assert weight is not None
-        model.set_matrix(index, Matrix.GATE_UP, weight, bias)
+        model.set_matrix(index, Matrix.GATE_UP, self._type, weight, bias)
         for module, which in (("self_attn.o_proj", Matrix.OUTPUT), ("mlp.down_proj", Matrix.DOWN)):
             weight, bias = both(module)
             assert weight is not None
             if which == Matrix.DOWN and config.mlp_width % LANES:  # a padding of nothing would be a copy
                 weight = F.pad(weight, (0, -config.mlp_width % LANES))
-            model.set_matrix(index, which, weight, bias)
+            model.set_matrix(index, which, self._type, weight, bias)
         norms = {Vector.ATTENTION_NORM: "input_layernorm", Vector.MLP_NORM: "post_attention_layernorm"}
         if config.qk_norm:
             norms |= {Vector.Q_NORM: "self_attn.q_norm", Vector.K_NORM: "self_attn.k_norm"}

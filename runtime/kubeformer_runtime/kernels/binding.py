@@ -123,8 +123,10 @@ class NativeModel:
         if getattr(self, "_model", None):
             self.close()
 
-    def set_matrix(self, layer: int, which: Matrix, weight: Tensor, bias: Tensor | None = None) -> None:
-        """Pack a matrix (out, in) of float32 or bfloat16; quantised here where the config says so."""
+    def set_matrix(
+        self, layer: int, which: Matrix, kind: WeightType, weight: Tensor, bias: Tensor | None = None
+    ) -> None:
+        """Pack a matrix (out, in) as `kind`, quantised on the way where that is an integer."""
         weight = weight.contiguous()
         if weight.dtype not in (torch.float32, torch.bfloat16):
             weight = weight.float()
@@ -132,9 +134,8 @@ class NativeModel:
         rows, cols = weight.shape
         half = weight.dtype == torch.bfloat16
         address = None if wide is None else wide.data_ptr()
-        self._check(
-            self._library.kf_set_matrix(self._model, layer, which, rows, cols, weight.data_ptr(), half, address)
-        )
+        arguments = (layer, which, kind, rows, cols, weight.data_ptr(), half, address)
+        self._check(self._library.kf_set_matrix(self._model, *arguments))
 
     def set_vector(self, layer: int, which: Vector, values: Tensor) -> None:
         """A norm's weights."""
@@ -203,7 +204,7 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.kf_create.argtypes = [POINTER]
     library.kf_destroy.restype = None
     library.kf_destroy.argtypes = [POINTER]
-    library.kf_set_matrix.argtypes = [POINTER, INT, INT, INT, INT, POINTER, INT, POINTER]
+    library.kf_set_matrix.argtypes = [POINTER, INT, INT, INT, INT, INT, POINTER, INT, POINTER]
     library.kf_set_vector.argtypes = [POINTER, INT, INT, POINTER, INT]
     library.kf_set_window.argtypes = [POINTER, INT, INT]
     for name in ("kf_set_embedding", "kf_set_rope"):

@@ -2,7 +2,7 @@
 
 Quantised products: weights and activations are cut into groups along k. int8 (groups of 64) is symmetric, w = s · q
 with q from -127 to 127; int4 (groups of 32) has a minimum, w = s · q + m with q from 0 to 15. Scales and minima are
-bfloat16, and q is chosen for the rounded ones. Activations are int8 with a float32 scale for each row and group.
+bfloat16, and q is chosen for the rounded ones. Activations are int8 with a float32 scale for each row and 32 of k.
 Shapes: M rows, N outputs, K inputs, G groups, I inputs of a group.
 """
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from kubeformer_runtime.kernels.binding import WeightType
 
 GROUP = {WeightType.INT8: 64, WeightType.INT4: 32}
+ROW_GROUP = 32
 
 
 def product(kind: WeightType, x_MK: Tensor, weight_NK: Tensor) -> Tensor:
@@ -21,12 +22,12 @@ def product(kind: WeightType, x_MK: Tensor, weight_NK: Tensor) -> Tensor:
         return x_MK @ weight_NK.T
     if kind == WeightType.BFLOAT16:
         return x_MK.bfloat16().float() @ weight_NK.bfloat16().float().T
-    return rounded_activations(kind, x_MK) @ rounded_weights(kind, weight_NK).T
+    return rounded_activations(x_MK) @ rounded_weights(kind, weight_NK).T
 
 
-def rounded_activations(kind: WeightType, x_MK: Tensor) -> Tensor:
+def rounded_activations(x_MK: Tensor) -> Tensor:
     """Activations after int8: each group divided by its largest absolute value / 127, and rounded."""
-    x_MGI = _grouped(x_MK, GROUP[kind])
+    x_MGI = _grouped(x_MK, ROW_GROUP)
     scale_MG1 = x_MGI.abs().amax(-1, keepdim=True) / 127
     inverse_MG1 = torch.where(scale_MG1 > 0, 1 / scale_MG1, 0.0)
     return (torch.round(x_MGI * inverse_MG1) * scale_MG1).flatten(1)[:, : x_MK.shape[1]]

@@ -12,8 +12,8 @@ Model* kf_create(const kf::Config* config) {
 }
 void kf_destroy(Model* model) { delete model; }
 
-int32_t kf_set_matrix(Model* model, int32_t layer, int32_t which, int32_t rows, int32_t cols, const void* weight, int32_t half, const float* bias) {
-    try { model->set_matrix(layer, which, rows, cols, weight, half != 0, bias); return 0; } catch (...) { return -1; }
+int32_t kf_set_matrix(Model* model, int32_t layer, int32_t which, int32_t type, int32_t rows, int32_t cols, const void* weight, int32_t half, const float* bias) {
+    try { model->set_matrix(layer, which, type, rows, cols, weight, half != 0, bias); return 0; } catch (...) { return -1; }
 }
 int32_t kf_set_vector(Model* model, int32_t layer, int32_t which, const float* values, int32_t count) {
     try { model->set_vector(layer, which, values, count); return 0; } catch (...) { return -1; }

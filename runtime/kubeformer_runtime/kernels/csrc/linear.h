@@ -7,7 +7,8 @@
 //     int4      for each group of 32 k: [4][32][4] bytes (k..k+3 low, k+4..k+7 high halves), then 32 scales, 32 minima
 // Scales and minima are bfloat16; weights are quantised against the rounded ones, so rounding costs nothing.
 // Activations of a step ("rows") are packed in blocks of 8 rows, [k-words][rows of the block]: a word is what one
-// multiply-accumulate step takes (1 float, 2 bfloat16, 4 int8). int8 activations carry a scale and a sum per group.
+// multiply-accumulate step takes (1 float, 2 bfloat16, 4 int8). int8 activations carry a scale and a sum for each 32 k:
+// with 64, outliers cost SmolLM2 0.9 % of perplexity instead of 0.2.
 //
 // Every output is one chain of accumulations in the order of k, whatever the number of rows: the result of a row does
 // not depend on which others are computed with it.
@@ -19,10 +20,10 @@
 namespace kf {
 
 enum Type : int32_t { F32 = 0, BF16 = 1, I8 = 2, I4 = 3 };
-constexpr int PANEL = 32, BLOCK_ROWS = 8;
+constexpr int PANEL = 32, BLOCK_ROWS = 8, ROW_GROUP = 32;
 
-inline int group_of(int type) { return type == I8 ? 64 : type == I4 ? 32 : type == BF16 ? 2 : 1; }
-inline int words_of(int type, int k) { int g = group_of(type), kp = (k + g - 1) / g * g; return type == F32 ? kp : type == BF16 ? kp / 2 : kp / 4; }
+inline int group_of(int type) { return type == I8 ? 64 : 32; }  // of quantised weights
+inline int words_of(int type, int k) { return type == F32 ? k : type == BF16 ? (k + 1) / 2 : (k + 63) / 64 * 16; }
 
 struct Linear {
     int type = F32, n = 0, k = 0, groups = 0, words = 0, panels = 0;
@@ -33,8 +34,7 @@ struct Linear {
 
     void shape(int type_, int n_, int k_) {
         type = type_, n = n_, k = k_;
-        const int g = group_of(type);
-        groups = (k + g - 1) / g, words = words_of(type, k), panels = (n + PANEL - 1) / PANEL;
+        words = words_of(type, k), groups = 4 * words / group_of(type), panels = (n + PANEL - 1) / PANEL;
         panel_bytes = type == F32 || type == BF16 ? size_t(words) * PANEL * 4
                     : size_t(groups) * (type == I8 ? 64 * PANEL + 2 * PANEL : 16 * PANEL + 4 * PANEL);
     }
@@ -107,11 +107,10 @@ struct Rows {
 
     static size_t bytes(int type, int k, int rows) {
         rows = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS * BLOCK_ROWS;
-        return size_t(rows) * words_of(type, k) * 4 + 64 + (type >= I8 ? size_t(rows) * (k / group_of(type) + 1) * 8 : 0);
+        return size_t(rows) * words_of(type, k) * 4 + 64 + (type >= I8 ? size_t(rows) * (words_of(type, k) / 8) * 8 : 0);
     }
     void attach(uint8_t* at, int type_, int k_, int rows_) {
-        const int g = group_of(type_);
-        type = type_, k = k_, rows = rows_, words = words_of(type, k), groups = (k + g - 1) / g;
+        type = type_, k = k_, rows = rows_, words = words_of(type, k), groups = 4 * words / ROW_GROUP;
         data = reinterpret_cast<uint32_t*>(at);
         scale = reinterpret_cast<float*>(at + size_t(rows) * words * 4);
         sum = reinterpret_cast<int32_t*>(scale + size_t(rows) * groups);
@@ -133,10 +132,10 @@ struct Rows {
             }
             for (; i < k; i += 2) out[size_t(i / 2) * m] = narrow(x[i]) | uint32_t(i + 1 < k ? narrow(x[i + 1]) : 0) << 16;
         } else {
-            const int g = group_of(type);
+            constexpr int g = ROW_GROUP;
             for (int group = 0; group < groups; group++) {
-                float part[64] = {};
-                std::memcpy(part, x + group * g, size_t(std::min(g, k - group * g)) * 4);
+                float part[g] = {};
+                if (group * g < k) std::memcpy(part, x + group * g, size_t(std::min(g, k - group * g)) * 4);
                 vf peak = splat(0.0f);
                 for (int i = 0; i < g; i += LANES) { vf v = load(part + i); peak = max(peak, max(v, splat(0.0f) - v)); }
                 const float s = highest(peak) / 127.0f, inverse = s > 0.0f ? 1.0f / s : 0.0f;
@@ -189,43 +188,46 @@ template <int M, int P> struct Kernel {
     }
 
     template <int TYPE> static void quantised(const Linear& L, int panel, const uint32_t* a, const float* scale, const int32_t* sums, float* out) {
-        constexpr int STEPS = TYPE == I8 ? 16 : 4;
+        constexpr int HALVES = TYPE == I8 ? 2 : 1, STEPS = TYPE == I8 ? 8 : 4, TAIL = (TYPE == I8 ? 2 : 4) * PANEL;
         vf acc[M][V];
         for (int r = 0; r < M; r++) for (int v = 0; v < V; v++) acc[r][v] = splat(0.0f);
         const uint8_t* w[P];
         for (int p = 0; p < P; p++) w[p] = L.data + (panel + p) * L.panel_bytes;
-        for (int group = 0; group < L.groups; group++, scale += M, sums += M) {
-            vi part[M][V];
-            for (int r = 0; r < M; r++) for (int v = 0; v < V; v++) part[r][v] = splat(TYPE == I8 ? -128 * sums[r] : 0);
-            for (int i = 0; i < STEPS; i++) {
-                vi b[V];
-                for (int p = 0; p < P; p++) {
-                    prefetch(w[p] + AHEAD);
-                    prefetch(w[p] + AHEAD + 64);
-                    b[2 * p] = load_words(w[p]), b[2 * p + 1] = load_words(w[p] + 64);
-                    w[p] += 4 * PANEL;
-                }
-                if (TYPE == I8) {
-                    for (int r = 0; r < M; r++) for (int v = 0; v < V; v++) part[r][v] = dot4(part[r][v], b[v], int32_t(a[r]));
-                    a += M;
-                } else {
-                    for (int r = 0; r < M; r++) for (int v = 0; v < V; v++) {
-                        part[r][v] = dot4(part[r][v], b[v] & 0x0f0f0f0f, int32_t(a[r]));
-                        part[r][v] = dot4(part[r][v], (vi)((vu)b[v] >> 4) & 0x0f0f0f0f, int32_t(a[M + r]));
+        for (int group = 0; group < L.groups; group++) {
+            for (int half = 0; half < HALVES; half++, scale += M, sums += M) {
+                vi part[M][V];
+                for (int r = 0; r < M; r++) for (int v = 0; v < V; v++) part[r][v] = splat(TYPE == I8 ? -128 * sums[r] : 0);
+                for (int i = 0; i < STEPS; i++) {
+                    vi b[V];
+                    for (int p = 0; p < P; p++) {
+                        prefetch(w[p] + AHEAD);
+                        prefetch(w[p] + AHEAD + 64);
+                        b[2 * p] = load_words(w[p]), b[2 * p + 1] = load_words(w[p] + 64);
+                        w[p] += 4 * PANEL;
                     }
-                    a += 2 * M;
+                    if (TYPE == I8) {
+                        for (int r = 0; r < M; r++) for (int v = 0; v < V; v++) part[r][v] = dot4(part[r][v], b[v], int32_t(a[r]));
+                        a += M;
+                    } else {
+                        for (int r = 0; r < M; r++) for (int v = 0; v < V; v++) {
+                            part[r][v] = dot4(part[r][v], b[v] & 0x0f0f0f0f, int32_t(a[r]));
+                            part[r][v] = dot4(part[r][v], (vi)((vu)b[v] >> 4) & 0x0f0f0f0f, int32_t(a[M + r]));
+                        }
+                        a += 2 * M;
+                    }
+                }
+                for (int p = 0; p < P; p++) for (int h = 0; h < 2; h++) {
+                    const int v = 2 * p + h;
+                    const uint16_t* tail = reinterpret_cast<const uint16_t*>(w[p] + (HALVES - 1 - half) * STEPS * 4 * PANEL) + h * LANES;
+                    const vf s = widen_lanes(tail);
+                    for (int r = 0; r < M; r++) acc[r][v] = fma(to_float(part[r][v]) * s, splat(scale[r]), acc[r][v]);
+                    if (TYPE == I4) {
+                        const vf low = widen_lanes(tail + PANEL);
+                        for (int r = 0; r < M; r++) acc[r][v] = fma(low, splat(scale[r] * float(sums[r])), acc[r][v]);
+                    }
                 }
             }
-            for (int p = 0; p < P; p++) for (int h = 0; h < 2; h++) {
-                const int v = 2 * p + h;
-                const vf s = widen_lanes(reinterpret_cast<const uint16_t*>(w[p]) + h * LANES);
-                for (int r = 0; r < M; r++) acc[r][v] = fma(to_float(part[r][v]) * s, splat(scale[r]), acc[r][v]);
-                if (TYPE == I4) {
-                    const vf low = widen_lanes(reinterpret_cast<const uint16_t*>(w[p]) + PANEL + h * LANES);
-                    for (int r = 0; r < M; r++) acc[r][v] = fma(low, splat(scale[r] * float(sums[r])), acc[r][v]);
-                }
-            }
-            for (int p = 0; p < P; p++) w[p] += (TYPE == I8 ? 2 : 4) * PANEL;
+            for (int p = 0; p < P; p++) w[p] += TAIL;
         }
         for (int r = 0; r < M; r++) for (int v = 0; v < V; v++) store(out + r * P * PANEL + v * LANES, acc[r][v]);
     }

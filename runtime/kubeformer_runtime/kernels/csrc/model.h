@@ -15,7 +15,7 @@ namespace kf {
 
 struct Config {  // mirrored field by field in binding.py
     int32_t vocabulary, width, layers, heads, kv_heads, head_width, mlp_width, max_length;
-    int32_t type;       // of weights: Type
+    int32_t type;       // of activations, as the matrices take them (int4: I8, which is packed alike)
     int32_t half;       // bfloat16 cache and embedding, else float32
     int32_t qk_norm;    // RMSNorm of every head of q and k
     int32_t num_blocks; // of the cache, 16 tokens each
@@ -49,7 +49,7 @@ class Model {
   public:
     explicit Model(const Config& config);
     Linear& matrix(int layer, int which);
-    void set_matrix(int layer, int which, int rows, int cols, const void* weight, bool half, const float* bias);
+    void set_matrix(int layer, int which, int type, int rows, int cols, const void* weight, bool half, const float* bias);
     void set_vector(int layer, int which, const float* values, int count);
     void set_embedding(const void* table) { embedding_ = table; }     // (vocabulary, width), not copied
     void set_rope(const float* turns) { turns_ = turns; }             // (max_length, head_width / 2, 2) cos and sin, not copied
@@ -111,9 +111,9 @@ inline Linear& Model::matrix(int layer, int which) {
     return which == QKV ? l.qkv : which == OUTPUT ? l.output : which == GATE_UP ? l.gate_up : l.down;
 }
 
-inline void Model::set_matrix(int layer, int which, int rows, int cols, const void* weight, bool half, const float* bias) {
+inline void Model::set_matrix(int layer, int which, int type, int rows, int cols, const void* weight, bool half, const float* bias) {
     Linear& L = matrix(layer, which);
-    L.shape(config_.type, rows, cols);
+    L.shape(type, rows, cols);
     L.memory = Memory(L.bytes());
     L.data = L.memory.as<uint8_t>();
     weight_bytes_ += L.bytes();
