@@ -21,15 +21,16 @@ from kubeformer_runtime.engine.core import EngineCore, Request
 from kubeformer_runtime.engine.encoder_model import EncoderModel, load_encoder
 from kubeformer_runtime.engine.resources import available_cpus, choose_dtype, choose_num_blocks, kv_cache_budget
 from kubeformer_runtime.engine.runners import plan_runner
-from kubeformer_runtime.engine.sampling_params import SamplingParams
+from kubeformer_runtime.engine.sampling_params import ParameterError, SamplingParams
 from kubeformer_runtime.engine.scheduler import SchedulerConfig
 from kubeformer_runtime.engine.tokenizer import EngineTokenizer
 from kubeformer_runtime.kernels.binding import BLOCK_SIZE
 from kubeformer_runtime.model.classifier import Classifier
 from kubeformer_runtime.model.config import GENERATION_FILE, LlamaConfig, read_config, read_json
 from kubeformer_runtime.model.digest import digest
-from kubeformer_runtime.model.encoder import is_encoder
+from kubeformer_runtime.model.encoder_config import is_encoder
 from kubeformer_runtime.model.errors import ModelError
+from kubeformer_runtime.model.reading import Fields
 from kubeformer_runtime.model.weights import LoadedModel, load, weight_files
 
 
@@ -104,10 +105,10 @@ def load_engine(
     dtype = choose_dtype(settings.dtype, stored, device)
     if device.type == "cpu" and dtype == torch.float16:
         raise ModelError("engine.dtype is Float16, which CPUs compute badly; use Auto, BFloat16 or Float32")
-    if tokenizer.vocabulary_size > config.vocabulary_size:
+    if tokenizer.largest_token_id >= config.vocabulary_size:
         raise ModelError(
-            f"the tokenizer has {tokenizer.vocabulary_size} tokens, the model {config.vocabulary_size}: "
-            "they do not belong together"
+            f"the tokenizer has tokens up to id {tokenizer.largest_token_id}, the model {config.vocabulary_size} "
+            "tokens in all: they do not belong together"
         )
     loaded = load(directory, dtype, device, on_bytes)
     if isinstance(config, LlamaConfig):
@@ -182,10 +183,8 @@ def _language_model(
         max_length=most,
         reload=lambda: load(loaded.directory, dtype, device).weights,
     )
-    generation = {}
-    if (loaded.directory / GENERATION_FILE).is_file():
-        generation = read_json(loaded.directory / GENERATION_FILE)
-    ends = set(config.eos_token_ids)
+    generation = _generation(loaded.directory, config.vocabulary_size)
+    ends = {token for token in config.eos_token_ids if token < config.vocabulary_size}  # others never come
     if tokenizer.eos_token_id is not None:
         ends.add(tokenizer.eos_token_id)
     scheduler = SchedulerConfig(settings.max_num_seqs, settings.max_num_batched_tokens, most)
@@ -196,6 +195,25 @@ def _language_model(
         progress.stage("warming up")
     _warm_up(core, min(64, most - 2))
     return LanguageModel(core, tokenizer, generation, config.vocabulary_size, most, dtype, found)
+
+
+def _generation(directory: Path, vocab_size: int) -> dict[str, Any]:
+    """generation_config.json, whose sampling has to be one that a request could ask for."""
+    if not (directory / GENERATION_FILE).is_file():
+        return {}
+    document = read_json(directory / GENERATION_FILE)
+    fields, given = Fields(GENERATION_FILE, document), dict[str, Any]()
+    for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+        if fields.has(name):
+            given[name] = fields.number(name)
+    for name, ours in (("top_k", "top_k"), ("max_new_tokens", "max_tokens")):
+        if fields.has(name) and document[name] not in (0, -1):
+            given[ours] = fields.integer(name)
+    try:
+        SamplingParams(**given).validate(vocab_size)
+    except ParameterError as error:
+        raise ModelError(f"{GENERATION_FILE}: {error}") from None
+    return document
 
 
 def _add_adapter(core: EngineCore, adapter: Adapter, served_names: Sequence[str]) -> None:

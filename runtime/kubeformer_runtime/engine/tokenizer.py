@@ -4,18 +4,19 @@ Special tokens and the chat template come from tokenizer_config.json, chat_templ
 generation_config.json, whichever has them.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from kubeformer.contract.names import Reason
 from kubeformer_runtime.model.errors import ModelError
+from kubeformer_runtime.model.reading import read_json
 
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +39,15 @@ class EngineTokenizer:
             raise ModelError(f"{path} is no tokenizer: {error}") from None
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        config = _read_json(directory / "tokenizer_config.json")
-        special = {
-            name: token["content"] if isinstance(token, dict) else token
-            for name, token in config.items()
-            if name in ("bos_token", "eos_token", "unk_token", "pad_token") and token
-        }
-        template = config.get("chat_template")
-        if isinstance(template, list):  # several by name; the one called default answers
-            template = {item["name"]: item["template"] for item in template}.get("default")
+        path = directory / TOKENIZER_CONFIG
+        config = read_json(path) if path.is_file() else {}
+        special = {name: _content(name, config[name]) for name in SPECIAL_TOKENS if config.get(name)}
+        template = _template(config.get("chat_template"))
         if (file := directory / "chat_template.jinja").is_file():
-            template = file.read_text("utf-8")
+            try:
+                template = file.read_text("utf-8")
+            except UnicodeDecodeError as error:
+                raise ModelError(f"{file} is not UTF-8: {error}") from None
         return cls(tokenizer, special, template)
 
     @property
@@ -57,6 +56,11 @@ class EngineTokenizer:
         token = self.special_tokens.get("eos_token")
         found: int | None = self.tokenizer.token_to_id(token) if token else None
         return found
+
+    @property
+    def largest_token_id(self) -> int:
+        """The largest id that a text can become; -1 where there are none."""
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     @property
     def vocabulary_size(self) -> int:
@@ -106,14 +110,19 @@ class EngineTokenizer:
         return text
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or nothing where there is no such file."""
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ModelError(f"{path} is not a JSON object")
-    return document
+def _content(name: str, token: object) -> str:
+    """A special token's text: a string, or the content of an AddedToken."""
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        raise ModelError(f"{TOKENIZER_CONFIG}: {name} has to be a string or an object with content, not {token!r}")
+    return text
+
+
+def _template(value: object) -> str | None:
+    """The chat template; of several by name the one called default."""
+    if isinstance(value, list):
+        named = [item for item in value if isinstance(item, dict) and item.get("name") == "default"]
+        value = named[0].get("template") if named else None
+    if value is not None and not isinstance(value, str):
+        raise ModelError(f"{TOKENIZER_CONFIG}: chat_template has to be a string or a list of named ones")
+    return value

@@ -98,6 +98,12 @@ def write(name: str, content: str) -> Callable[[Path], None]:
         (write("model.safetensors", "garbage"), Reason.MODEL_INVALID, "damaged"),
         (write("tokenizer.json", "{}"), Reason.MODEL_INVALID, "no tokenizer"),
         (write("tokenizer_config.json", "["), Reason.MODEL_INVALID, "not JSON"),
+        (write("tokenizer_config.json", '{"eos_token": 7}'), Reason.MODEL_INVALID, "eos_token has to be a string"),
+        (write("tokenizer_config.json", '{"eos_token": {"id": 7}}'), Reason.MODEL_INVALID, "eos_token has to be"),
+        (write("tokenizer_config.json", '{"chat_template": 7}'), Reason.MODEL_INVALID, "chat_template has to be"),
+        (write("generation_config.json", '{"temperature": "hot"}'), Reason.MODEL_INVALID, "temperature has to be"),
+        (write("generation_config.json", '{"top_p": 2}'), Reason.MODEL_INVALID, "generation_config.json: top_p is 2"),
+        (write("generation_config.json", '{"top_k": 0.5}'), Reason.MODEL_INVALID, "top_k has to be an integer"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig as TheirConfig
 from transformers import LlamaForCausalLM
@@ -135,6 +137,58 @@ class TestErrorsNameWhatIsWrong:
         with pytest.raises(ModelError, match=r"model.safetensors is damaged"):
             load(directory)
 
+    def test_an_index_that_names_a_shard_which_is_not_there(self, directory: Path) -> None:
+        (directory / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-00002.safetensors"}}')
+        with pytest.raises(ModelError, match=r"index.json names model-00002.safetensors, which is not there") as caught:
+            load(directory)
+        assert caught.value.reason == "ModelNotFound"
+
+    def test_an_index_that_maps_nothing(self, directory: Path) -> None:
+        (directory / "model.safetensors.index.json").write_text('{"weight_map": []}')
+        with pytest.raises(ModelError, match="has no weight_map"):
+            load(directory)
+
+    def test_weights_that_are_pickled(self, directory: Path) -> None:
+        (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+        with pytest.raises(ModelError, match=r"pytorch_model.bin, a pickle, which can run code"):
+            load(directory)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+    def test_numbers_that_are_none(self, directory: Path, value: float) -> None:
+        weights = load_file(directory / "model.safetensors")
+        weights["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+        save_file(weights, directory / "model.safetensors")
+        with pytest.raises(ModelError, match=r"layers.1.mlp.up_proj.weight holds numbers that are not finite"):
+            load(directory)
+
+    def test_integers_where_real_numbers_have_to_be(self, directory: Path) -> None:
+        weights = load_file(directory / "model.safetensors")
+        weights["model.norm.weight"] = weights["model.norm.weight"].to(torch.int8)
+        save_file(weights, directory / "model.safetensors")
+        with pytest.raises(ModelError, match=r"model.norm.weight is stored as int8"):
+            load(directory)
+
+    @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def test_a_cut_or_a_flipped_byte_anywhere_is_a_sentence_or_a_number(
+        self, directory: Path, data: st.DataObject
+    ) -> None:
+        if not (directory / "original").exists():
+            (directory / "model.safetensors").rename(directory / "original")
+        content = bytearray((directory / "original").read_bytes())
+        header = 8 + int.from_bytes(content[:8], "little")
+        where = data.draw(st.integers(0, header) | st.integers(0, len(content) - 1))
+        if cut := data.draw(st.booleans()):
+            del content[where:]
+        else:
+            content[where] ^= 1 << data.draw(st.integers(0, 7))
+        (directory / "model.safetensors").write_bytes(content)
+        try:
+            load(directory)
+        except ModelError:
+            return
+        assert not cut
+
     def test_a_tensor_too_few(self, directory: Path) -> None:
         weights = load_file(directory / "model.safetensors")
         del weights["model.norm.weight"]
@@ -146,6 +200,18 @@ class TestErrorsNameWhatIsWrong:
         self.alter(directory, num_hidden_layers=1)
         with pytest.raises(ModelError, match=r"hold model.layers.1.* and 6 more, which config.json does not know"):
             load(directory)
+
+    def test_a_tensor_too_few_of_a_gpt2_has_the_name_that_is_in_the_file(self, tmp_path: Path) -> None:
+        config = llama_config(
+            **{"family": "gpt2", "norm": "LayerNorm", "positions": "Learned", "activation": "GELUTanh"},
+            **{"attention_bias": True, "mlp_bias": True, "key_value_heads": 6},
+        )
+        save(tmp_path, random_llama(config))
+        weights = load_file(tmp_path / "model.safetensors")
+        del weights["transformer.h.1.attn.c_attn.weight"]
+        save_file(weights, tmp_path / "model.safetensors")
+        with pytest.raises(ModelError, match=r"lack transformer.h.1.attn.c_attn.weight, which"):
+            load(tmp_path)
 
     def test_another_shape(self, directory: Path) -> None:
         self.alter(directory, vocab_size=96)
