@@ -28,7 +28,7 @@ from kubeformer_runtime.engine.speculation import Drafter, verify, without_end
 from kubeformer_runtime.engine.structured import CompiledStructure, StructureState
 from kubeformer_runtime.engine.tokenizer import EngineTokenizer
 
-DRAFT_ROWS = 16  # drafts of all sequences together in a step: with many sequences a row is no longer nearly free
+DRAFT_ROWS = 8  # drafts of all sequences together in a step: the more rows, the less another one is nearly free
 
 
 class ModelRunner(AdapterRunner, Protocol):

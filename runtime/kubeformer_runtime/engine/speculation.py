@@ -14,7 +14,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-LONGEST, SHORTEST = 4, 2  # tokens of the ends that are looked up
+LONGEST, SHORTEST = 4, 3  # tokens of the ends that are looked up; in free text two promise too much
+TRUST = 0.5  # share of drafts expected to be accepted before anything is known
 MEMORY = 0.8  # weight of the past in the share of accepted drafts
 WORTHWHILE = 0.3  # below this share drafts cost more than they bring
 PAUSE = 48  # tokens until a sequence that was bad at it may try again
@@ -28,7 +29,7 @@ class Drafter:
     def __init__(self) -> None:
         self._place: dict[tuple[int, ...], int] = {}  # an n-gram, and the position of the token that followed it
         self._next = 1  # position of the first token that is not in there as a follower
-        self._rate = 1.0  # share of drafts accepted of late
+        self._rate = TRUST  # share of drafts accepted of late
         self._rest = 0  # no drafts before there are so many tokens
 
     def propose(self, tokens: SequenceOf[int], most: int) -> list[int]:
@@ -57,7 +58,7 @@ class Drafter:
         """So many of the drafts were right; the sequence has `num_tokens` tokens."""
         self._rate = MEMORY * self._rate + (1 - MEMORY) * accepted / drafted
         if self._rate < WORTHWHILE:
-            self._rest, self._rate = num_tokens + PAUSE, (1 + WORTHWHILE) / 2
+            self._rest, self._rate = num_tokens + PAUSE, TRUST
 
 
 def without_end(drafts: list[int], ends: frozenset[int]) -> list[int]:

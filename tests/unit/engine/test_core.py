@@ -85,7 +85,7 @@ class ChainRunner(ScriptRunner):
     def execute(self, batch: Batch) -> torch.Tensor:
         last_S = batch.tokens[batch.sample_rows]
         chain_VV = torch.full((4, VOCABULARY), -50.0)
-        chain_VV[:, :4] = torch.tensor([[0.0, 3.0, 0, 1], [1, 0, 3, 0], [3, 0, 0, 1], [2, 2, 0, 0]])
+        chain_VV[:, :4] = torch.tensor([[0.0, 5.0, 0, 1], [1, 0, 5, 0], [5, 0, 0, 1], [4, 2, 0, 0]])
         return chain_VV[last_S]
 
 

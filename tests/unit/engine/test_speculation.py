@@ -11,49 +11,54 @@ from kubeformer_runtime.engine.sampling_params import SamplingParams
 from kubeformer_runtime.engine.speculation import LONGEST, PAUSE, SHORTEST, Drafter, verify, without_end
 
 
+def propose(tokens: list[int], most: int) -> list[int]:
+    """Drafts of one who was always right so far, and therefore proposes as many as are wanted."""
+    drafter = Drafter()
+    for _ in range(30):
+        drafter.learn(0, 1, 1)
+    return drafter.propose(tokens, most)
+
+
 def test_what_followed_the_longest_known_end_is_guessed_again() -> None:
     tokens = [1, 2, 3, 4, 9, 2, 3, 4, 5, 6, 1, 2, 3, 4]
-    assert Drafter().propose(tokens, 3) == [9, 2, 3], "[1, 2, 3, 4] was followed by 9; [2, 3, 4] by 5, but is shorter"
-    assert Drafter().propose(tokens[1:], 3) == [5, 6, 1]
+    assert propose(tokens, 3) == [9, 2, 3], "[1, 2, 3, 4] was followed by 9; [2, 3, 4] by 5, but is shorter"
+    assert propose(tokens[1:], 3) == [5, 6, 1]
 
 
 def test_of_two_equal_places_the_latest_counts() -> None:
-    assert Drafter().propose([1, 2, 7, 1, 2, 8, 1, 2], 1) == [8]
+    assert propose([1, 2, 3, 7, 1, 2, 3, 8, 1, 2, 3], 1) == [8]
 
 
 def test_a_period_goes_on_and_on() -> None:
-    assert Drafter().propose([5, 1, 2, 3, 1, 2, 3], 7) == [1, 2, 3, 1, 2, 3, 1]
+    assert propose([5, 1, 2, 3, 1, 2, 3], 7) == [1, 2, 3, 1, 2, 3, 1]
 
 
 def test_without_a_known_end_there_is_no_guess() -> None:
-    for tokens in ([1], [1, 1], [1, 2, 3, 4, 5]):
-        assert Drafter().propose(tokens, 4) == []
+    for tokens in ([1], [1, 1], [1, 2, 1, 2], [1, 2, 3, 4, 5]):
+        assert propose(tokens, 4) == []
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=40), st.integers(1, 6))
-def test_a_drafter_that_saw_the_tokens_come_guesses_like_one_that_sees_them_at_once(
-    tokens: list[int], most: int
-) -> None:
+def test_a_drafter_that_saw_tokens_come_guesses_like_one_that_sees_them_at_once(tokens: list[int], most: int) -> None:
     old = Drafter()
     for stop in range(1, len(tokens) + 1):
         found = old.propose(tokens[:stop], most)
         assert found == Drafter().propose(tokens[:stop], most)
-        assert len(found) in (0, most)
+        assert len(found) <= most
         ends = [tuple(tokens[stop - n : stop]) for n in range(SHORTEST, LONGEST + 1) if n <= stop]
         seen = any(tuple(tokens[i : i + len(end)]) == end for end in ends for i in range(stop - len(end)))
         assert bool(found) == seen
 
 
 def test_a_sequence_whose_drafts_are_refused_gets_fewer_then_none_then_another_chance() -> None:
-    drafter, tokens = Drafter(), [1, 2, 1, 2]
+    drafter, tokens = Drafter(), [1, 2] * 4
     lengths = []
     while drafts := drafter.propose(tokens, 8):
         lengths.append(len(drafts))
         drafter.learn(len(tokens), len(drafts), 0)
     assert lengths == sorted(lengths, reverse=True)
-    assert lengths[0] == 8 > lengths[-1]
-    assert len(lengths) < 10
+    assert 8 > lengths[0] > lengths[-1]
     tokens += [1, 2] * (PAUSE // 2)
     drafts = drafter.propose(tokens, 8)
     for _ in range(12):
