@@ -1,6 +1,7 @@
 """Outlook: how the servers of a ModelDeployment are doing, in numbers, one word and one sentence."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ PASSED_ON = frozenset(
     {DeploymentReason.MODEL_NOT_FOUND, DeploymentReason.MODEL_INVALID, DeploymentReason.SETTINGS_INVALID}
 )
 """Reasons that a server may give itself in its termination message."""
+
+_ERROR = re.compile(r"\b\w*(Error|Exception): \S")
+_SEE_ABOVE = re.compile("See root cause above")  # vLLM's parent process, of what its child has said before
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,10 @@ def _crashed(pod: Child) -> Trouble | None:
 
 
 def last_words(message: str) -> tuple[str, str]:
-    """(reason, sentence) of a termination message: {"reason", "message"}, within "failure" or not, or plain text."""
+    """(reason, sentence) of a termination message: {"reason", "message"}, within "failure" or not, or plain text.
+
+    Of plain text, which may be the end of a log, it is the last line that names an error; without one, the last line.
+    """
     try:
         body = json.loads(message) if message.startswith("{") else None
     except ValueError:
@@ -107,7 +114,8 @@ def last_words(message: str) -> tuple[str, str]:
         said = inner if isinstance(inner, Mapping) else body
         return str(said.get("reason") or ""), str(said.get("message") or "")
     lines = [line for line in message.strip().splitlines() if line.strip()]
-    return "", lines[-1][-512:] if lines else ""
+    errors = [line for line in lines if _ERROR.search(line) and not _SEE_ABOVE.search(line)]
+    return "", (errors or lines or [""])[-1][-512:]
 
 
 def known_reason(word: str) -> DeploymentReason | None:

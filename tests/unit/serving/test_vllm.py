@@ -227,6 +227,23 @@ def test_a_digest_that_differs_is_said_in_the_conditions() -> None:
     assert (found["reason"], found["message"]) == ("ModelInvalid", "pvc://m has digest x, but y was asked for")
 
 
+def test_of_the_end_of_a_log_the_line_that_tells_most_is_shown() -> None:
+    w = world(engine=VLLM)
+    w.settle(serving.reconcile, KEY)
+    (key,) = w.roll_out("spam", ready=0)
+    log = (
+        "(EngineCore pid=7) ValueError: max_model_len (9999) is greater than the derived max_model_len (2048)\n"
+        "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.\n"
+        "nanobind: leaked 2 instances!\n"
+    )
+    state = {"terminated": {"exitCode": 1, "message": log}}
+    w.objects[key]["status"]["containerStatuses"][0] |= {"ready": False, "state": state}
+    w.settle(serving.reconcile, KEY)
+    found = condition(w.objects[KEY]["status"], "Ready")
+    assert found["reason"] == "ContainerFailed"
+    assert found["message"].endswith("is greater than the derived max_model_len (2048)")
+
+
 def test_an_installation_without_vllms_image_says_so() -> None:
     w = world(engine=VLLM)
     w.settings = type(w.settings)(worker_image="w:1", server_image="s:1")
