@@ -1,11 +1,16 @@
 """Encoders of every family answer as transformers does, from the directories that transformers writes."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -20,6 +25,7 @@ from transformers import (
 from kubeformer_runtime.engine.encoder_model import load_encoder
 from kubeformer_runtime.engine.pooling import PoolingInput
 from kubeformer_runtime.engine.sampling_params import ParameterError
+from kubeformer_runtime.model.encoder_config import is_encoder, read_encoder_config
 from kubeformer_runtime.model.errors import ModelError
 from tests.engine.encoder_builders import BERT, DISTIL, ROBERTA, TEXTS, WORDS, XLM, directory_of, loaded, settings
 
@@ -73,8 +79,6 @@ def test_classification_heads_give_transformers_logits_for_texts_and_pairs(
 
 
 def test_heads_of_pretraining_and_old_names_are_read_past(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     path = directory_of(tmp_path, BertForMaskedLM, BERT)
     expected = loaded(path).compute([PoolingInput((2, 5, 3))])[0]
     names = load_file(path / "model.safetensors")
@@ -150,6 +154,37 @@ def test_a_directory_that_cannot_be_served_is_refused_in_a_sentence(
 ) -> None:
     with pytest.raises(ModelError, match=words):
         loaded(directory_of(tmp_path, BertModel, BERT, **more))
+
+
+DOCUMENTS = [
+    config.to_dict() | {"architectures": ["XForSequenceClassification"]} for config in (BERT, ROBERTA, DISTIL, XLM)
+]
+
+
+@settings_of_hypothesis(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_config_is_served_or_refused_and_never_a_crash(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    directory = tmp_path_factory.getbasetemp() / "damaged"
+    directory.mkdir(exist_ok=True)
+    document = data.draw(st.sampled_from(DOCUMENTS))
+    values = st.none() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2) | st.just({"a": 1})
+    values |= st.booleans() | st.floats(allow_nan=False, allow_infinity=False)
+    names = st.sampled_from([*document, "matryoshka_dimensions", "problem_type", "sentence_transformers", "id2label"])
+    (directory / "config.json").write_text(json.dumps(document | data.draw(st.dictionaries(names, values, max_size=3))))
+    with contextlib.suppress(ModelError):  # anything else is a crash
+        if is_encoder(directory):
+            assert read_encoder_config(directory).max_length >= 1
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    path = directory_of(tmp_path, BertModel, BERT)
+    weights = load_file(path / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][3, 3] = float("nan")
+    save_file(weights, path / "model.safetensors")
+    with pytest.raises(ModelError, match="not finite"):
+        loaded(path)
 
 
 def test_settings_of_language_models_are_refused_for_encoders(tmp_path: Path) -> None:

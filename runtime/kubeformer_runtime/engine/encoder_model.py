@@ -14,13 +14,14 @@ import torch
 from tokenizers import Encoding
 
 from kubeformer.contract.server import ServerSettings
+from kubeformer_runtime.engine.linear import PackedLinear
 from kubeformer_runtime.engine.pooling import PoolingInput
 from kubeformer_runtime.engine.resources import choose_dtype
 from kubeformer_runtime.engine.sampling_params import ParameterError
 from kubeformer_runtime.engine.tokenizer import EngineTokenizer
-from kubeformer_runtime.model.config import read_json
 from kubeformer_runtime.model.encoder import Encoder, load_encoder_weights
 from kubeformer_runtime.model.errors import ModelError
+from kubeformer_runtime.model.reading import Fields, read_json
 from kubeformer_runtime.model.weights import OnBytes
 
 Mode = Literal["mean", "cls", "max", "mean_sqrt_len"]
@@ -182,7 +183,7 @@ def load_encoder(
     dtype = choose_dtype(settings.dtype, stored, device)
     if device.type == "cpu" and dtype == torch.float16:
         raise ModelError("engine.dtype is Float16, which CPUs compute badly; use Auto, BFloat16 or Float32")
-    encoder = load_encoder_weights(directory, dtype, device, on_bytes)
+    encoder = load_encoder_weights(directory, dtype, device, on_bytes, PackedLinear)
     if tokenizer.vocabulary_size > encoder.config.vocabulary_size:
         raise ModelError(
             f"the tokenizer has {tokenizer.vocabulary_size} tokens, the model {encoder.config.vocabulary_size}: "
@@ -226,7 +227,7 @@ def read_pooling(directory: Path) -> Pooling:
 def _modules(path: Path) -> list[dict[str, Any]]:
     try:
         modules = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not JSON: {error}") from None
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ModelError(f"{path} is no list of modules")
@@ -248,5 +249,5 @@ def _mode(path: Path) -> Mode:
 def _sentence_length(directory: Path, most: int) -> int:
     """Tokens a text may have: the model's, or fewer where sentence-transformers' file says so."""
     path = directory / SENTENCE_FILE
-    limit = read_json(path).get("max_seq_length") if path.is_file() else None
-    return min(most, int(limit)) if limit else most
+    fields = Fields(SENTENCE_FILE, read_json(path) if path.is_file() else {})
+    return min(most, fields.integer("max_seq_length", most))

@@ -6,41 +6,24 @@
 
 The three families differ in names, in where positions begin and in the head; the layers are the same. A text's
 vectors do not depend on the padding beside it. Shapes: B rows, T tokens, D width, H heads, W width of a head,
-C classes.
+C classes, N rows of all texts together.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kubeformer_runtime.model.config import CONFIG_FILE, read_json
+from kubeformer_runtime.model.config import CONFIG_FILE
+from kubeformer_runtime.model.encoder_config import EncoderConfig, read_encoder_config
 from kubeformer_runtime.model.errors import ModelError
-from kubeformer_runtime.model.weights import OnBytes, read_weights
+from kubeformer_runtime.model.weights import OnBytes, check_values, read_weights
 
-Family = Literal["bert", "roberta", "distilbert"]
-Problem = Literal["single_label", "multi_label", "regression"]
-
-FAMILIES: Mapping[str, Family] = {
-    "bert": "bert",
-    "roberta": "roberta",
-    "xlm-roberta": "roberta",
-    "camembert": "roberta",
-    "distilbert": "distilbert",
-}
-EMBEDDING_SUFFIXES = ("Model", "ForMaskedLM", "ForPreTraining")
-HEAD_SUFFIX = "ForSequenceClassification"
-PROBLEMS: Mapping[str, Problem] = {
-    "single_label_classification": "single_label",
-    "multi_label_classification": "multi_label",
-    "regression": "regression",
-}
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {  # of encoder_config.ACTIVATIONS
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -79,148 +62,45 @@ RENAMES = tuple(
 UNUSED = re.compile(r"^(cls|lm_head|vocab_\w+|qa_outputs)\.|position_ids$")
 
 
-@dataclass(frozen=True, slots=True)
-class EncoderConfig:
-    """What config.json says. `labels` is empty where the directory holds no classification head."""
-
-    family: Family
-    vocabulary_size: int
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
-    positions: int  # rows of the position table
-    first_position: int  # RoBERTa begins to count after its padding token
-    types: int  # kinds of segments; 0: the family has none
-    activation: str
-    norm_epsilon: float
-    pad_token_id: int
-    labels: tuple[str, ...]
-    problem: Problem
-    matryoshka: tuple[int, ...] | bool  # widths to which embeddings may be cut; True: any
-
-    @property
-    def max_length(self) -> int:
-        """Tokens a text may have."""
-        return self.positions - self.first_position
+Linear = Callable[[Tensor], Tensor]  # (N, in) to (N, out)
+MakeLinear = Callable[[Tensor, Tensor], Linear]  # from weight (out, in) and bias
 
 
-def is_encoder(directory: Path) -> bool:
-    """Whether config.json names one of the families. Raises ModelError where it cannot be read."""
-    return read_json(directory / CONFIG_FILE).get("model_type") in FAMILIES
-
-
-def read_encoder_config(directory: Path) -> EncoderConfig:
-    """Reads DIRECTORY/config.json.
-
-    Raises:
-        ModelError: a field is missing, or asks for what these families do not do here.
-    """
-    document = read_json(directory / CONFIG_FILE)
-    family = FAMILIES[document["model_type"]]
-    architecture = str((document.get("architectures") or ["Model"])[0])
-    if not architecture.endswith((*EMBEDDING_SUFFIXES, HEAD_SUFFIX)):
-        raise ModelError(
-            f"{CONFIG_FILE}: architectures is {architecture}; encoders are served as {', '.join(EMBEDDING_SUFFIXES)} "
-            f"(embeddings) or {HEAD_SUFFIX}"
-        )
-    if (kind := document.get("position_embedding_type", "absolute")) != "absolute":
-        raise ModelError(f"{CONFIG_FILE}: position_embedding_type is {kind!r}; encoders here know 'absolute'")
-    if document.get("is_decoder"):
-        raise ModelError(f"{CONFIG_FILE}: is_decoder is true; a decoder of the {family} family is not served here")
-    short = family == "distilbert"  # this family has field names of its own
-    activation = str(document.get("activation" if short else "hidden_act", "gelu"))
-    if activation not in ACTIVATIONS:
-        raise ModelError(
-            f"{CONFIG_FILE}: the activation {activation!r} is not known; known are {', '.join(ACTIVATIONS)}"
-        )
-    pad = document.get("pad_token_id")
-    pad = (1 if family == "roberta" else 0) if pad is None else int(pad)
-    config = EncoderConfig(
-        family=family,
-        vocabulary_size=_integer(document, "vocab_size"),
-        width=_integer(document, "dim" if short else "hidden_size"),
-        layers=_integer(document, "n_layers" if short else "num_hidden_layers"),
-        heads=_integer(document, "n_heads" if short else "num_attention_heads"),
-        mlp_width=_integer(document, "hidden_dim" if short else "intermediate_size"),
-        positions=_integer(document, "max_position_embeddings"),
-        first_position=pad + 1 if family == "roberta" else 0,
-        types=0 if short else int(document.get("type_vocab_size", 2)),
-        activation=activation,
-        norm_epsilon=1e-12 if short else float(document.get("layer_norm_eps", 1e-12)),
-        pad_token_id=pad,
-        labels=_labels(document) if architecture.endswith(HEAD_SUFFIX) else (),
-        problem=_problem(document),
-        matryoshka=_matryoshka(document),
-    )
-    if config.width % config.heads:
-        raise ModelError(f"{CONFIG_FILE}: a width of {config.width} cannot be shared by {config.heads} heads evenly")
-    return config
-
-
-def _labels(document: Mapping[str, Any]) -> tuple[str, ...]:
-    names = document.get("id2label")
-    if isinstance(names, dict) and names:
-        try:
-            return tuple(str(names[key]) for key in sorted(names, key=int))
-        except ValueError:
-            raise ModelError(f"{CONFIG_FILE}: id2label has keys that are no numbers") from None
-    return tuple(f"LABEL_{index}" for index in range(int(document.get("num_labels", 2))))
-
-
-def _problem(document: Mapping[str, Any]) -> Problem:
-    """What logits mean: config.json's own word, else the activation that sentence-transformers noted there."""
-    if (kind := document.get("problem_type")) is not None:
-        if kind not in PROBLEMS:
-            raise ModelError(f"{CONFIG_FILE}: problem_type is {kind!r}; known are {', '.join(PROBLEMS)}")
-        return PROBLEMS[kind]
-    noted = (document.get("sentence_transformers") or {}).get("activation_fn")
-    noted = str(noted or document.get("sbert_ce_default_activation_function") or "")
-    if noted.endswith("Identity"):
-        return "regression"
-    return "multi_label" if noted.endswith("Sigmoid") else "single_label"
-
-
-def _matryoshka(document: Mapping[str, Any]) -> tuple[int, ...] | bool:
-    """As vLLM reads it: a list of widths, or a flag that says that any will do."""
-    if widths := document.get("matryoshka_dimensions"):
-        return tuple(sorted(int(width) for width in widths))
-    return bool(document.get("is_matryoshka", False))
-
-
-def _integer(document: Mapping[str, Any], name: str) -> int:
-    value = document.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelError(f"{CONFIG_FILE}: {name} has to be a whole number of at least 1, not {value!r}")
-    return value
+def plain_linear(weight: Tensor, bias: Tensor) -> Linear:
+    """PyTorch's own linear layer."""
+    return lambda x_ND: F.linear(x_ND, weight, bias)
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer's tensors; query, key and value are one matrix (3 D, D)."""
+    """One layer; query, key and value are one matrix (3 D, D)."""
 
-    qkv: tuple[Tensor, Tensor]
-    out: tuple[Tensor, Tensor]
+    qkv: Linear
+    out: Linear
     attention_norm: tuple[Tensor, Tensor]
-    up: tuple[Tensor, Tensor]
-    down: tuple[Tensor, Tensor]
+    up: Linear
+    down: Linear
     mlp_norm: tuple[Tensor, Tensor]
 
 
 class Encoder:
     """Token ids, segment ids and lengths in; one vector a token out. For inference only."""
 
-    def __init__(self, config: EncoderConfig, weights: Mapping[str, Tensor]) -> None:
-        """`weights` under our names (see RENAMES). Raises ModelError where they are not what the config asks for."""
+    def __init__(self, config: EncoderConfig, weights: Mapping[str, Tensor], linear: MakeLinear = plain_linear) -> None:
+        """`weights` under our names (see RENAMES); `linear` makes what multiplies by them.
+
+        Raises:
+            ModelError: the weights are not what the config asks for.
+        """
         check_weights(config, weights)
         self.config = config
         self._word, self._position = weights["word"], weights["position"]
         self._type = weights["token_type"] if config.types else None
         self._norm = _pair(weights, "norm")
-        self._layers = [_layer(weights, f"layers.{index}") for index in range(config.layers)]
+        self._layers = [_layer(weights, f"layers.{index}", linear) for index in range(config.layers)]
         self._head = _pair(weights, "head") if config.labels else None
         self._classes = _pair(weights, "classes") if config.labels else None
-        self._activation = ACTIVATIONS[config.activation]
+        self._activation = FUNCTIONS[config.activation]
 
     @property
     def device(self) -> torch.device:
@@ -240,21 +120,22 @@ class Encoder:
             type_BT: segment ids, 0 for the first text and 1 for the second; not looked at where a family has none.
             length_B: how many tokens of each row count, at least 1. T must not exceed config.max_length.
         """
-        config, t = self.config, token_BT.shape[1]
+        config, (b, t) = self.config, token_BT.shape
         place_T = torch.arange(t, device=token_BT.device)
         x_BTD = F.embedding(token_BT, self._word) + self._position[config.first_position : config.first_position + t]
         if self._type is not None:
             x_BTD = x_BTD + F.embedding(type_BT, self._type)
-        x_BTD = self._normalise(x_BTD, self._norm)
+        x_ND = self._normalise(x_BTD, self._norm).view(b * t, config.width)
         mask_B11T: Tensor | None = None  # where nothing is padded PyTorch has a quicker kernel
         if bool((length_B < t).any()):
             mask_B11T = (place_T < length_B[:, None])[:, None, None, :]
         for layer in self._layers:
-            x_BTD = self._normalise(x_BTD + self._attend(x_BTD, layer, mask_B11T), layer.attention_norm)
-            x_BTD = self._normalise(
-                x_BTD + F.linear(self._activation(F.linear(x_BTD, *layer.up)), *layer.down), layer.mlp_norm
-            )
-        return x_BTD
+            qkv_3BHTW = layer.qkv(x_ND).view(b, t, 3, config.heads, -1).permute(2, 0, 3, 1, 4)
+            y_BHTW = F.scaled_dot_product_attention(qkv_3BHTW[0], qkv_3BHTW[1], qkv_3BHTW[2], mask_B11T)
+            y_ND = layer.out(y_BHTW.transpose(1, 2).reshape(b * t, config.width))
+            x_ND = self._normalise(x_ND + y_ND, layer.attention_norm)
+            x_ND = self._normalise(x_ND + layer.down(self._activation(layer.up(x_ND))), layer.mlp_norm)
+        return x_ND.view(b, t, config.width)
 
     def classify(self, x_BTD: Tensor) -> Tensor:
         """Logits (B, C) from last hidden states; the head looks at the first token."""
@@ -264,14 +145,8 @@ class Encoder:
         middle_BD = F.relu(middle_BD) if self.config.family == "distilbert" else torch.tanh(middle_BD)
         return F.linear(middle_BD, *self._classes)
 
-    def _attend(self, x_BTD: Tensor, layer: Layer, mask_B11T: Tensor | None) -> Tensor:
-        b, t, d = x_BTD.shape
-        qkv_3BHTW = F.linear(x_BTD, *layer.qkv).view(b, t, 3, self.config.heads, -1).permute(2, 0, 3, 1, 4)
-        y_BHTW = F.scaled_dot_product_attention(qkv_3BHTW[0], qkv_3BHTW[1], qkv_3BHTW[2], mask_B11T)
-        return F.linear(y_BHTW.transpose(1, 2).reshape(b, t, d), *layer.out)
-
-    def _normalise(self, x_BTD: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
-        return F.layer_norm(x_BTD, (self.config.width,), *norm, self.config.norm_epsilon)
+    def _normalise(self, x_ND: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
+        return F.layer_norm(x_ND, (self.config.width,), *norm, self.config.norm_epsilon)
 
 
 def load_encoder_weights(
@@ -279,6 +154,7 @@ def load_encoder_weights(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     on_bytes: OnBytes | None = None,
+    linear: MakeLinear = plain_linear,
 ) -> Encoder:
     """Reads and checks a whole directory; `on_bytes` hears the size of each tensor that was read.
 
@@ -292,7 +168,8 @@ def load_encoder_weights(
         for name, tensor in read_weights(directory, dtype, device, on_bytes).items()
         if UNUSED.search(name) is None and (pooler or "pooler." not in name)
     }
-    return Encoder(config, weights)
+    check_values(weights)
+    return Encoder(config, weights, linear)
 
 
 def our_name(name: str) -> str:
@@ -334,14 +211,14 @@ def _pair(weights: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
     return weights[f"{name}.weight"], weights[f"{name}.bias"]
 
 
-def _layer(weights: Mapping[str, Tensor], prefix: str) -> Layer:
+def _layer(weights: Mapping[str, Tensor], prefix: str, linear: MakeLinear) -> Layer:
     parts = [_pair(weights, f"{prefix}.{name}") for name in ("query", "key", "value")]
     return Layer(
-        qkv=(torch.cat([weight for weight, _ in parts]), torch.cat([bias for _, bias in parts])),
-        out=_pair(weights, f"{prefix}.out"),
+        qkv=linear(torch.cat([weight for weight, _ in parts]), torch.cat([bias for _, bias in parts])),
+        out=linear(*_pair(weights, f"{prefix}.out")),
         attention_norm=_pair(weights, f"{prefix}.attention_norm"),
-        up=_pair(weights, f"{prefix}.up"),
-        down=_pair(weights, f"{prefix}.down"),
+        up=linear(*_pair(weights, f"{prefix}.up")),
+        down=linear(*_pair(weights, f"{prefix}.down")),
         mlp_norm=_pair(weights, f"{prefix}.mlp_norm"),
     )
 

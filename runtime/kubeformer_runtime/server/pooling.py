@@ -14,7 +14,7 @@ from typing import Any
 
 from kubeformer_runtime.engine.encoder_model import EncoderModel
 from kubeformer_runtime.engine.pooling import PoolingInput
-from kubeformer_runtime.model.encoder import Problem
+from kubeformer_runtime.model.encoder_config import Problem
 from kubeformer_runtime.server.errors import bad_request
 from kubeformer_runtime.server.pooling_protocol import (
     ClassifyRequest,
