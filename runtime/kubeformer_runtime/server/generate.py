@@ -7,7 +7,7 @@ connection is cut.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator
 from contextlib import aclosing
 from typing import Protocol
 
@@ -86,12 +86,15 @@ async def answer_stream(
     response = web.StreamResponse(headers=SSE_HEADERS)
     await response.prepare(request)
 
-    async def write(data: bytes) -> None:
+    async def patiently(sending: Awaitable[None]) -> None:
         try:
             async with asyncio.timeout(stall_seconds):
-                await response.write(data)
+                await sending
         except TimeoutError:
             raise _cut(request, f"the client read nothing for {stall_seconds:g} s") from None
+
+    def write(data: bytes) -> Awaitable[None]:
+        return patiently(response.write(data))
 
     if opening := frames.open():
         await write(opening)
@@ -112,7 +115,7 @@ async def answer_stream(
     except Exception:
         logger.exception("a streamed answer broke off")
         await write(frames.failed(ApiError(500, "The server failed on this request; the reason is in its log.")))
-    await response.write_eof()
+    await patiently(response.write_eof())
     return response
 
 
