@@ -1,7 +1,8 @@
-"""What the scheduler is told and what it says: its limits, and one step. Pure."""
+"""What the scheduler is told and what it says: its limits, the state of things, and one step. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from kubeformer_runtime.engine.block_manager import BlockManager
 from kubeformer_runtime.engine.sequence import Sequence
 
 
@@ -54,3 +55,12 @@ class SchedulerOutput:
     @property
     def num_tokens(self) -> int:
         return sum(item.num_new_tokens for item in self.scheduled)
+
+
+@dataclass(slots=True)
+class SchedulerState:
+    """Everything a decision depends on. Both lists are sorted, the most important sequence first."""
+
+    blocks: BlockManager
+    waiting: list[Sequence] = field(default_factory=list)
+    running: list[Sequence] = field(default_factory=list)

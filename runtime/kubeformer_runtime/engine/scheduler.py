@@ -17,24 +17,14 @@ more important ones have tokens. Only an endless stream of better priority can h
 from bisect import insort
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 
-from kubeformer_runtime.engine.block_manager import BlockManager
-from kubeformer_runtime.engine.plan import Scheduled, SchedulerConfig, SchedulerOutput
+from kubeformer_runtime.engine.plan import Scheduled, SchedulerConfig, SchedulerOutput, SchedulerState
 from kubeformer_runtime.engine.sequence import FinishReason, Sequence, Status
 
 SCORED_CHUNK = 128  # tokens a step of a prompt whose every row needs logits, because each is as wide as the vocabulary
 __all__ = ["Scheduled", "SchedulerConfig", "SchedulerOutput", "SchedulerState"]
-
-
-@dataclass(slots=True)
-class SchedulerState:
-    """Everything a decision depends on. Both lists are sorted, the most important sequence first."""
-
-    blocks: BlockManager
-    waiting: list[Sequence] = field(default_factory=list)
-    running: list[Sequence] = field(default_factory=list)
 
 
 def enqueue(state: SchedulerState, seq: Sequence) -> None:
