@@ -11,10 +11,10 @@ import asyncio
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from llguidance import LLMatcher, LLTokenizer
@@ -31,6 +31,18 @@ MAX_WAITING = 64  # requests for something to be compiled, at once
 _ANY_OBJECT = '{"type":"object"}'
 # JSON's whitespace, but not without end: small models are fond of it.
 _JSON_OPTIONS: dict[str, Any] = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}"}
+
+
+class Probe(Protocol):
+    """What checks grammars; see grammar_probe.py."""
+
+    def check(self, grammar: str, seconds: float) -> str:
+        """What is wrong with a grammar; "" where nothing is. Raises ProbeError where it is too much."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+        ...
 
 
 class StructureState:
@@ -101,8 +113,10 @@ def grammar_of(form: StructuredOutput) -> str:
             schema = {}
         if not isinstance(schema, dict):
             raise _wrong("is no JSON schema: it has to be an object")
-        defaults = json.dumps(schema)
-        return str(LLMatcher.grammar_from_json_schema(defaults, defaults=_JSON_OPTIONS))  # type: ignore[arg-type]
+        try:
+            return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=_JSON_OPTIONS))  # type: ignore[arg-type]
+        except (ValueError, RecursionError) as error:
+            raise _wrong(f"cannot be followed: {error}") from None
     if form.kind == "regex":
         return str(LLMatcher.grammar_from_regex(text))
     return str(LLMatcher.grammar_from_lark(text))
@@ -112,15 +126,21 @@ class StructureCompiler:
     """Compiles forms for one tokenizer. Lives in an event loop; nothing is loaded before the first form."""
 
     def __init__(
-        self, tokenizer: EngineTokenizer, end_tokens: Collection[int], vocab_size: int, *, seconds: float = 10.0
+        self,
+        tokenizer: EngineTokenizer,
+        end_tokens: Collection[int],
+        vocab_size: int,
+        *,
+        seconds: float = 10.0,
+        probe: Callable[[str, int, Sequence[int]], Probe] = GrammarProbe,
     ) -> None:
-        """`seconds`: what checking one form may take."""
+        """`seconds`: what checking one form may take; `probe` makes what checks them."""
         self._tokenizer, self._end_tokens, self._vocab_size = tokenizer, tuple(sorted(end_tokens)), vocab_size
-        self._seconds = seconds
+        self._seconds, self._new_probe = seconds, probe
         self._pool = ThreadPoolExecutor(1, "structures")
         self._lock = threading.Lock()
         self._cache: OrderedDict[StructuredOutput, CompiledStructure] = OrderedDict()
-        self._loaded: tuple[LLTokenizer, GrammarProbe] | None = None
+        self._loaded: tuple[LLTokenizer, Probe] | None = None
         self._waiting = 0
 
     async def compile(self, form: StructuredOutput) -> CompiledStructure:
@@ -176,7 +196,7 @@ class StructureCompiler:
                 self._cache.move_to_end(form)
             return self._cache.get(form)
 
-    def _load(self) -> tuple[LLTokenizer, GrammarProbe]:
+    def _load(self) -> tuple[LLTokenizer, Probe]:
         if not self._end_tokens:
             raise _wrong("needs an end-of-sequence token, which this model does not have")
         text = self._tokenizer.tokenizer.to_str()
@@ -184,7 +204,7 @@ class StructureCompiler:
             tokenizer = LLTokenizer(text, n_vocab=self._vocab_size, eos_token=list(self._end_tokens))
         except Exception as error:  # whatever it does not know
             raise _wrong(f"is not possible with this model's tokenizer: {error}") from None
-        self._loaded = (tokenizer, GrammarProbe(text, self._vocab_size, self._end_tokens))
+        self._loaded = (tokenizer, self._new_probe(text, self._vocab_size, self._end_tokens))
         return self._loaded
 
 
