@@ -38,7 +38,8 @@ while time.monotonic() < end:
 """The hook's program: URL of the metrics, pause, farewell and drainSeconds are its arguments."""
 
 SHARED_MEMORY = "2Gi"
-"""Of /dev/shm for several accelerators, which pass tensors through it."""
+"""Of /dev/shm, at most, for several accelerators, whose processes pass tensors through it, and for the CPU, where the
+work is done by a process of its own. What is used of it counts as memory."""
 
 MAX_LORA_RANK = 64
 """vLLM's own default, 16, refuses many adapters; room for 64 costs little."""
@@ -70,7 +71,7 @@ def vllm(
         environment,
         before_stop={"exec": {"command": _drain(settings.drain_seconds)}},
         extra_seconds=FAREWELL_SECONDS + STOP_SECONDS,
-        shared_memory=SHARED_MEMORY if count > 1 else None,
+        shared_memory=SHARED_MEMORY if count != 1 else None,
         checks_digest=False,
         last_words="FallbackToLogsOnError",
     )
