@@ -39,6 +39,16 @@ def test_a_deployment_answers_to_its_own_name_unless_it_names_others() -> None:
     assert table.find("b") is None
 
 
+def test_an_adapter_has_a_name_of_its_own_and_the_model_stays_first() -> None:
+    body = deployment("chat", namespace="team")
+    body["spec"]["model"]["adapters"] = [{"name": "legal", "uri": "pvc://models/legal"}]
+    table = build([body], [])
+    found = table.find("legal")
+    assert found is not None
+    assert found is table.find("team/chat")
+    assert found.served_names == ("chat", "legal")  # team/chat is asked for as the first of them
+
+
 def test_namespace_and_name_always_work() -> None:
     table = build([deployment("b", namespace="team", served=["assistant"])], [])
     assert table.find("team/b") is table.find("assistant")
