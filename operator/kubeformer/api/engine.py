@@ -55,7 +55,7 @@ ExtraArgument = Annotated[str, Field(min_length=3, max_length=1024), _FLAG, _NOT
 class NGram(Model):
     """Drafts copied from where the last tokens stood before, in the prompt or in the answer."""
 
-    tokens: Annotated[int, Field(ge=1, le=16), Whole] = 4
+    tokens: Annotated[int, Field(ge=1, le=8), Whole] = 4
     """Tokens drafted at most for each step of a request."""
 
 
