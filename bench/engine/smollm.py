@@ -6,6 +6,7 @@ Two tables each: bf16 against bf16, and best against best (our quantised weights
 import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -35,33 +36,36 @@ SHORT = 4  # tokens of an answer of which only the first counts
 PARTS = ("single", "batch", "prefix")
 
 
-def launches(model: Path, work: Path, long: bool) -> list[Callable[[], Launch]]:
-    """Of all rows. vLLM first: it takes longest, and the fleet stands still meanwhile."""
+def launches(model: Path, work: Path, long: bool) -> dict[str, Callable[[], Launch]]:
+    """Of all rows, by name. vLLM first: it takes longest, and the others stand still meanwhile."""
     files = models.folder()
-    rows: list[Callable[[], Launch]] = [
-        lambda: vllm_cpu.launch(model, tuned=True),
-        lambda: vllm_cpu.launch(model, tuned=False),
-        lambda: transformers_serve.launch(model, ANSWER, batching=False),
-        lambda: transformers_serve.launch(model, ANSWER, batching=True),
-        lambda: llama_cpp.launch(model, "bf16", files, slots=STREAMS),
-        lambda: llama_cpp.launch(model, "Q8_0", files, slots=STREAMS),
-        lambda: kubeformer.launch(model, work),
-        lambda: kubeformer.launch(model, work, quantization="Int8"),
-        lambda: kubeformer.launch(model, work, quantization="Int8", speculative_tokens=4),
-        lambda: kubeformer.launch(model, work, numerics="Reproducible"),
-    ]
+    rows: dict[str, Callable[[], Launch]] = {
+        TUNED: partial(vllm_cpu.launch, model, tuned=True),
+        DEFAULT: partial(vllm_cpu.launch, model, tuned=False),
+        HF: partial(transformers_serve.launch, model, ANSWER, batching=False),
+        HF_BATCHING: partial(transformers_serve.launch, model, ANSWER, batching=True),
+        LLAMA: partial(llama_cpp.launch, model, "bf16", files, slots=STREAMS),
+        Q8: partial(llama_cpp.launch, model, "Q8_0", files, slots=STREAMS),
+        BF16: partial(kubeformer.launch, model, work),
+        INT8: partial(kubeformer.launch, model, work, quantization="Int8"),
+        SPEC: partial(kubeformer.launch, model, work, quantization="Int8", speculative_tokens=4),
+        SAME: partial(kubeformer.launch, model, work, numerics="Reproducible"),
+    }
     if long:
         guess = '{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4}'
-        rows.append(lambda: vllm_cpu.launch(model, tuned=True, options=("--speculative-config", guess), name="ngram"))
+        options = ("--speculative-config", guess)
+        rows[f"{TUNED} ngram"] = partial(vllm_cpu.launch, model, tuned=True, options=options, name="ngram")
     return rows
 
 
-def run(parts: Sequence[str], work: Path, long: bool) -> dict[str, dict[str, object]]:
-    """The asked-for parts of PARTS, each with its rows and bars."""
+def run(parts: Sequence[str], work: Path, long: bool, only: Sequence[str] = ()) -> dict[str, dict[str, object]]:
+    """The asked-for parts of PARTS, each with its rows and bars. `only`: beginnings of rows' names; empty for all."""
     model = smollm2.ensure()
     prompts = models.Prompts(model)
     results: dict[str, dict[str, object]] = {}
-    with fleet(launches(model, work, long), work) as found:
+    rows = launches(model, work, long)
+    wanted = [make for name, make in rows.items() if not only or name.startswith(tuple(only))]
+    with fleet(wanted, work) as found:
         settings = {name: server.launch.settings for name, server in found.servers.items()}
         ready = {name: round(server.ready_seconds, 1) for name, server in found.servers.items()}
         if {"single", "batch"} & set(parts):

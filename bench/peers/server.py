@@ -130,7 +130,7 @@ def start(launch: Launch, folder: Path) -> Server:
 
 
 @contextmanager
-def running(launch: Launch, folder: Path, seconds: float = 400.0) -> Iterator[Server]:
+def running(launch: Launch, folder: Path, seconds: float = 900.0) -> Iterator[Server]:
     """A ready server, ended on the way out whatever happens."""
     server = start(launch, folder)
     try:
