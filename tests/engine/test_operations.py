@@ -155,6 +155,22 @@ async def test_sleep_gives_memory_back_and_wake_answers_as_before(tmp_path: Path
         assert after["choices"] == before["choices"]
 
 
+async def test_adapters_are_still_there_after_waking(tmp_path: Path) -> None:
+    location = Location(uri="pvc://models/tiny", path=str(write_model(tmp_path / "tiny")))
+    settings = server_settings(model=location, kv_cache_megabytes=1, max_num_seqs=4)
+    async with client_of(load_engine(settings, threads=1), settings) as client:
+        path = write_adapter(tmp_path / "law", seed=0)
+        await client.post("/v1/load_lora_adapter", lora_name="law", lora_path=str(path))
+        before, base = await answer(client, "law"), await answer(client, NAME)
+        assert before != pytest.approx(base, abs=1e-3)
+        await client.post("/sleep")
+        sleeping = await client.post("/v1/load_lora_adapter", 503, lora_name="other", lora_path=str(path))
+        assert "wake_up" in sleeping["error"]["message"]
+        await client.post("/wake_up")
+        assert await answer(client, "law") == pytest.approx(before, abs=1e-4)
+        assert await answer(client, NAME) == pytest.approx(base, abs=1e-4)
+
+
 async def test_an_answer_under_way_waits_and_goes_on_after_waking(tmp_path: Path) -> None:
     location = Location(uri="pvc://models/tiny", path=str(write_model(tmp_path / "tiny")))
     settings = server_settings(model=location, kv_cache_megabytes=1, max_num_seqs=4)

@@ -103,14 +103,20 @@ class Serving:
     def request(self) -> Iterator[None]:
         """Count a request from its first to its last byte; ApiError where it cannot be taken now."""
         self.check_available()
-        self.active += 1
-        self.idle.clear()
+        self._count(1)
         try:
             yield
         finally:
-            self.active -= 1
-            if not self.active:
-                self.idle.set()
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        self.active += change
+        if self.active:
+            self.idle.clear()
+        else:
+            self.idle.set()
+        if self.generator is None:  # the engine that generates counts by itself
+            self.metrics.running.set(self.active)
 
     @property
     def alive(self) -> bool:

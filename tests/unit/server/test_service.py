@@ -94,6 +94,12 @@ async def test_metrics_have_vllms_names_and_count_exactly(client: Client) -> Non
     assert {name: await client.metric(name) for name in expected} == expected
 
 
+async def test_requests_of_a_classifier_show_as_running(classifier: Client) -> None:
+    with classifier.serving.request():
+        assert await classifier.metric("vllm:num_requests_running") == 1
+    assert await classifier.metric("vllm:num_requests_running") == 0
+
+
 async def test_a_client_that_hangs_up_aborts_its_request() -> None:
     async with client_of(language_model(script_core(b"x", 2, end=False, max_model_len=200))) as client:
         for stream in (True, False):
