@@ -20,7 +20,10 @@ from kubeformer.gateway.metrics import Metrics
 from kubeformer.routing.pick import pick
 from kubeformer.routing.table import Endpoint, Target
 
-PROXIED = ("/v1/completions", "/v1/chat/completions", "/classify")
+PROXIED = (
+    *("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/classify", "/pooling"),
+    *("/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank", "/tokenize", "/detokenize"),
+)
 MAX_BODY_BYTES = 16 * 1024 * 1024
 ATTEMPTS = 3
 # Headers that belong to one connection (RFC 9110, 7.6.1), and those that aiohttp computes anew.

@@ -87,8 +87,9 @@ async def test_the_models_name_says_who_answers(gateway: Gateway) -> None:
 async def test_a_qualified_name_reaches_the_replica_as_a_name_it_knows(gateway: Gateway) -> None:
     gateway.deploy("a", await gateway.replica(echo), served=["assistant"])
     client = await gateway.start()
-    answer = await (await client.post("/classify", json={"model": "team/a", "input": "hello"})).json()
-    assert answer == {"path": "/classify", "body": {"model": "assistant", "input": "hello"}}
+    for path in ("/classify", "/v1/embeddings", "/v1/responses", "/v2/rerank", "/tokenize"):
+        answer = await (await client.post(path, json={"model": "team/a", "input": "hello"})).json()
+        assert answer == {"path": path, "body": {"model": "assistant", "input": "hello"}}
 
 
 async def test_an_unknown_model_is_404_and_the_answer_lists_the_known_ones(gateway: Gateway) -> None:
