@@ -162,6 +162,17 @@ def _cut(first: Encoding, second: Encoding | None, room: int) -> None:
     second.truncate(keep[1])
 
 
+def refuse_what_writers_alone_do(settings: ServerSettings, kind: str) -> None:
+    """Raises ModelError for the first setting that has no meaning for a model that writes no text."""
+    for field, given, usual in (
+        ("engine.quantization", settings.quantization, "None"),
+        ("engine.speculativeTokens", settings.speculative_tokens, 0),
+        ("adapters", settings.adapters, []),
+    ):
+        if given != usual:
+            raise ModelError(f"{field} is for models that write text, and this one is {kind}; leave it out")
+
+
 def load_encoder(
     settings: ServerSettings,
     directory: Path,
@@ -172,13 +183,7 @@ def load_encoder(
     on_bytes: OnBytes | None = None,
 ) -> EncoderModel:
     """Read, check and warm up. `stored`: the dtype of the weights on disk. Raises ModelError."""
-    for field, given, usual in (
-        ("engine.quantization", settings.quantization, "None"),
-        ("engine.speculativeTokens", settings.speculative_tokens, 0),
-        ("adapters", settings.adapters, []),
-    ):
-        if given != usual:
-            raise ModelError(f"{field} is for models that write text, and this one is an encoder; leave it out")
+    refuse_what_writers_alone_do(settings, "an encoder")
     tokenizer = EngineTokenizer.load(directory)
     dtype = choose_dtype(settings.dtype, stored, device)
     if device.type == "cpu" and dtype == torch.float16:

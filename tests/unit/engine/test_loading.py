@@ -76,6 +76,16 @@ def test_a_classifier_from_elsewhere_gets_texts_as_they_are(tmp_path: Path) -> N
     assert model.encode(["a  b"]) == tokenizer.encode_framed(["a  b"], 16)
 
 
+def test_a_classifier_has_no_adapters_drafts_or_quantised_weights(tmp_path: Path) -> None:
+    write_classifier(tmp_path / "c")
+    for changes, words in (
+        ({"quantization": "Int8"}, "engine.quantization is for models that write text, and this one is a classifier"),
+        ({"speculative_tokens": 2}, "engine.speculativeTokens is for"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            loaded(settings(tmp_path / "c", **changes))
+
+
 def remove(name: str) -> Callable[[Path], None]:
     return lambda directory: (directory / name).unlink()
 
