@@ -82,7 +82,7 @@ class _Budget:
             need = len(decodes)
             for seq in decodes:
                 seq.drafts.clear()
-        return cls(tokens, min(config.prefill_chunk, max(1, tokens - need)) if decodes else tokens)
+        return cls(tokens, min(config.prefill_chunk, max(1, tokens - need)))
 
     def take(self, seq: Sequence) -> int:
         """How many tokens `seq` computes."""
