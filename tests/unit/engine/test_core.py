@@ -7,9 +7,10 @@ import torch
 
 from kubeformer_runtime.engine.batch import Batch
 from kubeformer_runtime.engine.core import Delta, EngineCore, Request, StepStats
-from kubeformer_runtime.engine.sampling_params import ParameterError
+from kubeformer_runtime.engine.sampling_params import ParameterError, StructuredOutput
 from kubeformer_runtime.engine.scheduler import SchedulerConfig
 from kubeformer_runtime.engine.sequence import FinishReason
+from kubeformer_runtime.engine.structured import StructureCompiler
 from tests.unit.engine.builders import (
     EOS,
     VOCABULARY,
@@ -77,6 +78,16 @@ def test_too_few_blocks_really_do_preempt() -> None:
     while core.has_work:
         preempted += core.step().stats.preemptions
     assert preempted > 0
+
+
+class NoProbe:
+    """Stands for the process that checks forms; a choice between words needs no check."""
+
+    def check(self, grammar: str, seconds: float) -> str:
+        return ""
+
+    def close(self) -> None:
+        pass
 
 
 class ChainRunner(ScriptRunner):
@@ -148,6 +159,30 @@ def test_an_answer_ends_at_its_stop_even_if_drafts_behind_it_were_right() -> Non
 
     for params in ({"stop": ("cab",)}, {"stop_token_ids": (ord("X"),)}, {"max_tokens": 5}, {"max_tokens": 1}):
         assert run(4, **params) == run(0, **params)
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0}], ids=["greedy", "sampled"])
+def test_drafts_keep_to_the_form_of_an_answer(params: dict[str, object]) -> None:
+    form = StructuredOutput("choice", ("abc" * 7 + "a!", "abc" * 3 + "xyz" * 4, "cab" * 8))
+    compiled = StructureCompiler(byte_tokenizer(), [EOS], VOCABULARY, probe=lambda *_: NoProbe()).compile_now(form)
+
+    def run(speculative_tokens: int) -> tuple[list[bytes], int]:
+        core = tiny_core(speculative_tokens=speculative_tokens)
+        for seed in range(4):
+            item = request(f"{seed}", b"abcabcabc", seed, max_tokens=40, structured=form, **params)
+            core.add(replace(item, structure=compiled))
+        answers, accepted = [b""] * 4, 0
+        while core.has_work:
+            output = core.step()
+            accepted += output.stats.accepted_tokens
+            for delta in output.deltas:
+                answers[int(delta.request_id)] += bytes(item.token for item in delta.tokens if item.token != EOS)
+        return answers, accepted
+
+    answers, accepted = run(3)
+    assert {answer.decode() for answer in answers} <= set(form.value)
+    assert accepted > 0
+    assert answers == run(0)[0]
 
 
 def test_prompt_log_probabilities_are_the_plain_models_however_the_prompt_is_cut() -> None:
