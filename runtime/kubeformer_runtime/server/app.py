@@ -18,7 +18,7 @@ from kubeformer_runtime.server import adapters, operations, pooling, pooling_pro
 from kubeformer_runtime.server.bodies import MAX_BODY, SERVING, STALL, BodyType, parse
 from kubeformer_runtime.server.errors import ApiError, bad_request, from_validation
 from kubeformer_runtime.server.frames import ChunkFrames
-from kubeformer_runtime.server.generate import answer_stream, answer_whole, usage_of
+from kubeformer_runtime.server.generate import answer_stream, answer_whole, send_whole, usage_of
 from kubeformer_runtime.server.prepare import Generation, bind, prepare_chat, prepare_completion
 from kubeformer_runtime.server.protocol import (
     UNSUPPORTED,
@@ -31,6 +31,7 @@ from kubeformer_runtime.server.serving import Serving
 
 logger = logging.getLogger(__name__)
 
+LONG_ANSWER = 64 << 10  # bytes that fit the buffers of a connection; longer ones wait for the client
 STALL_SECONDS = 30.0  # after which a client that reads nothing of its stream is given up
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 GenerationBody = TypeVar("GenerationBody", CompletionRequest, ChatRequest)
@@ -84,7 +85,10 @@ def make_app(serving: Serving, *, stall_seconds: float = STALL_SECONDS) -> web.A
 async def _errors_in_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every error leaves in OpenAI's shape; what went wrong inside stays in the log."""
     try:
-        return await handler(request)
+        response = await handler(request)
+        if isinstance(response, web.Response) and (response.content_length or 0) > LONG_ANSWER:
+            await send_whole(request, response, request.app[STALL])
+        return response
     except ApiError as error:
         return error.response()
     except ParameterError as error:

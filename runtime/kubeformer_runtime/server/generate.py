@@ -6,6 +6,7 @@ connection is cut.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator
 from contextlib import aclosing
@@ -86,28 +87,24 @@ async def answer_stream(
     response = web.StreamResponse(headers=SSE_HEADERS)
     await response.prepare(request)
 
-    async def patiently(sending: Awaitable[None]) -> None:
-        try:
-            async with asyncio.timeout(stall_seconds):
-                await sending
-        except TimeoutError:
-            raise _cut(request, f"the client read nothing for {stall_seconds:g} s") from None
-
     def write(data: bytes) -> Awaitable[None]:
-        return patiently(response.write(data))
+        return patiently(request, response.write(data), stall_seconds)
 
-    if opening := frames.open():
-        await write(opening)
     try:
+        if opening := frames.open():
+            await write(opening)
         async with aclosing(_observed(generation, usage)) as batches:
             async for batch in batches:
                 if data := b"".join([frames.delta(delta) for delta in batch]):
                     await write(data)
         await write(frames.end())
+    except SlowClientError:
+        return response
     except ConnectionError:
         raise
     except BacklogError as error:
-        raise _cut(request, f"the client reads too slowly: {error}") from None
+        _cut(request, f"the client reads too slowly: {error}")
+        return response
     except EngineDeadError:
         await write(frames.failed(ApiError(500, "The engine stopped while it answered; try again.")))
     except ParameterError as error:
@@ -115,8 +112,25 @@ async def answer_stream(
     except Exception:
         logger.exception("a streamed answer broke off")
         await write(frames.failed(ApiError(500, "The server failed on this request; the reason is in its log.")))
-    await patiently(response.write_eof())
+    with contextlib.suppress(SlowClientError):
+        await patiently(request, response.write_eof(), stall_seconds)
     return response
+
+
+async def send_whole(request: web.Request, response: web.Response, stall_seconds: float) -> None:
+    """Send an answer that is too long for the socket's buffers, unless the client does not read it."""
+    await response.prepare(request)
+    with contextlib.suppress(SlowClientError):
+        await patiently(request, response.write_eof(), stall_seconds)
+
+
+async def patiently(request: web.Request, sending: Awaitable[None], stall_seconds: float) -> None:
+    """Wait for bytes to leave. Raises SlowClientError, the connection being cut, where the client does not read."""
+    try:
+        async with asyncio.timeout(stall_seconds):
+            await sending
+    except TimeoutError:
+        raise _cut(request, f"the client read nothing for {stall_seconds:g} s") from None
 
 
 def _cut(request: web.Request, why: str) -> SlowClientError:

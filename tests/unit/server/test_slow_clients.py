@@ -19,6 +19,7 @@ from tests.unit.engine.builders import request, script_core, until
 from tests.unit.server.builders import Client, language_model, server_settings
 
 BUFFER = 4096
+USER = [{"role": "user", "content": "a"}]
 
 
 def small_buffers(host: str, port: int, family: socket.AddressFamily) -> socket.socket:
@@ -33,7 +34,7 @@ def small_buffers(host: str, port: int, family: socket.AddressFamily) -> socket.
 async def impatient_server() -> AsyncIterator[Client]:
     """A server that waits 0.3 s for a client to read."""
     serving = Serving(server_settings())
-    serving.install(language_model(script_core(b"x", 2, end=False)))
+    serving.install(language_model(script_core(b"x", 19, end=False)))
     http = TestClient(TestServer(make_app(serving, stall_seconds=0.3), socket_factory=small_buffers))
     await http.start_server()
     try:
@@ -43,25 +44,24 @@ async def impatient_server() -> AsyncIterator[Client]:
         await serving.close()
 
 
-async def test_a_client_that_does_not_read_its_stream_is_cut_off() -> None:
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+async def test_a_client_that_does_not_read_its_answer_is_cut_off(
+    stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = {"messages": USER, "max_tokens": 180, "logprobs": True, "top_logprobs": 20, "stream": stream}
+    body = json.dumps(fields).encode()  # for an answer of some 300 KB
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     async with impatient_server() as client:
-        body = json.dumps(
-            {"prompt": "ab", "max_tokens": 190, "logprobs": 20, "stream": True, "ignore_eos": True}
-        ).encode()
-        head = (
-            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-        )
         with socket.socket() as slow:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
             slow.setblocking(False)
             loop = asyncio.get_running_loop()
             await loop.sock_connect(slow, ("127.0.0.1", client.http.port))
-            await loop.sock_sendall(slow, head.encode() + b"\r\n\r\n" + body)
-            await until(lambda: client.serving.active > 0)
-            assert (await client.complete(prompt="ab", max_tokens=3))["choices"][0]["text"] == "xxx"
+            await loop.sock_sendall(slow, f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert (await client.chat(messages=USER, max_tokens=3))["choices"][0]["message"]["content"] == "xxx"
+            await until(lambda: "the client read nothing" in caplog.text)
             await until(lambda: client.serving.active == 0)
-        answer = await client.complete(prompt="ab", max_tokens=3)
-    assert answer["choices"][0]["text"] == "xxx"
+        assert (await client.chat(messages=USER, max_tokens=3))["choices"][0]["message"]["content"] == "xxx"
 
 
 async def read_late(batches: AsyncIterator[list[Delta]], engine: AsyncEngine) -> None:
