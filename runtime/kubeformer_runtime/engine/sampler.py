@@ -198,8 +198,8 @@ def sample(logit_SV: Tensor, states: SequenceOf[SamplerState]) -> list[Sampled]:
         if (shaped_V := state.shape(logit_V)) is not logit_V:
             shaped_SV = logit_SV.clone() if shaped_SV is logit_SV else shaped_SV
             shaped_SV[row] = shaped_V
-    tokens = argmax(shaped_SV)
     drawn = [row for row, state in enumerate(states) if not state.params.greedy]
+    tokens = argmax(shaped_SV) if len(drawn) < len(states) else [0] * len(states)
     if drawn:
         rows_SV = shaped_SV if len(drawn) == len(states) else shaped_SV[drawn]
         numbers = [uniform(states[row].seed, states[row].position) for row in drawn]

@@ -30,7 +30,7 @@ CACHED = 64  # compiled forms
 MAX_WAITING = 64  # requests for something to be compiled, at once
 _ANY_OBJECT = '{"type":"object"}'
 # JSON's whitespace, but not without end: small models are fond of it.
-_JSON_OPTIONS: dict[str, Any] = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}"}
+_JSON_OPTIONS: dict[str, Any] = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,20}"}
 
 
 class Probe(Protocol):
@@ -136,7 +136,7 @@ class StructureCompiler:
     ) -> None:
         """`seconds`: what checking one form may take; `probe` makes what checks them."""
         self._tokenizer, self._end_tokens, self._vocab_size = tokenizer, tuple(sorted(end_tokens)), vocab_size
-        self._seconds, self._new_probe = seconds, probe
+        self.seconds, self._new_probe = seconds, probe
         self._pool = ThreadPoolExecutor(1, "structures")
         self._lock = threading.Lock()
         self._cache: OrderedDict[StructuredOutput, CompiledStructure] = OrderedDict()
@@ -167,7 +167,7 @@ class StructureCompiler:
         tokenizer, probe = self._loaded or self._load()
         if form.kind not in ("json_object", "choice"):
             try:
-                complaint = probe.check(grammar, self._seconds)
+                complaint = probe.check(grammar, self.seconds)
             except ProbeError as error:
                 raise _wrong(str(error)) from None
             if complaint:
