@@ -84,6 +84,11 @@ template <int H, int V> KF_INLINE void block_values(const AttentionShape& s, con
     }
 }
 
+// Blocks lie anywhere, so the CPU cannot guess which memory comes next.
+inline void fetch(const uint8_t* at, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) prefetch(at + i);
+}
+
 // `H` heads of one key-value head over tokens [begin, length). `probability` has room for H * stride floats.
 template <int H> void attend_heads(const AttentionShape& s, const uint8_t* cache, const int32_t* table, int kv_head, int begin, int length,
                                    const uint32_t* q, float* probability, int stride, float* out) {
@@ -94,6 +99,7 @@ template <int H> void attend_heads(const AttentionShape& s, const uint8_t* cache
     for (int h = 0; h < H; h++) peak[h] = splat(-INFINITY), total[h] = splat(0.0f);
     for (int b = from; b < to; b++) {
         vf score[H];
+        if (b + 1 < to) fetch(cache + size_t(table[b + 1]) * s.block_bytes() + keys, s.head_bytes() / 2);
         block_scores<H>(s, cache + size_t(table[b]) * s.block_bytes() + keys, q, score);
         const vi position = lane + b * BLOCK;
         const vi seen = (position >= begin) & (position < length);
@@ -123,6 +129,7 @@ template <int H> void attend_heads(const AttentionShape& s, const uint8_t* cache
         for (int b = from; b < to; b++) {
             const float* p = s.half ? reinterpret_cast<const float*>(reinterpret_cast<const uint16_t*>(probability) + (b - from) * BLOCK)
                                     : probability + (b - from) * BLOCK;
+            if (first == 0 && b + 1 < to) fetch(cache + size_t(table[b + 1]) * s.block_bytes() + values, s.head_bytes() / 2);
             block_values<H, V>(s, cache + size_t(table[b]) * s.block_bytes() + values, first, std::min(BLOCK, length - b * BLOCK), p, stride, acc);
         }
         for (int h = 0; h < H; h++) for (int j = 0; j < V; j++) {

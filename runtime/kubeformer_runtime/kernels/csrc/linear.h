@@ -160,10 +160,28 @@ struct Rows {
 // Micro-kernels: M rows of a block against P neighbouring panels; out[row][P * 32].
 constexpr int AHEAD = 1536;  // bytes that a weight is prefetched before its use
 
+// What a kernel prefetches while it reads 128 bytes of a panel: the lines at `at` and `at + second`, then `step` further.
+// One block of rows: its own panel, a little ahead. More of them read the panel again from the L2 cache, so the first
+// two fetch half of the next panel each, and memory never idles.
+struct Ahead {
+    const uint8_t* at;
+    int second, step;
+    static Ahead of(const Linear& L, int panel, int wide, int block, int blocks) {
+        const uint8_t* start = L.data + size_t(panel) * L.panel_bytes;
+        if (blocks == 1) return {start + AHEAD, 64, 128};
+        if (block > 1) return {start, 0, 0};
+        return {start + wide * L.panel_bytes + block * (L.panel_bytes / 2), 0, 64};
+    }
+    void next(int p, size_t panel_bytes) const {
+        prefetch(at + p * panel_bytes);
+        prefetch(at + p * panel_bytes + second);
+    }
+};
+
 template <int M, int P> struct Kernel {
     static constexpr int V = 2 * P;
 
-    template <class Step> KF_INLINE void dense(const Linear& L, int panel, const uint32_t* a, float* out, Step step) {
+    template <class Step> KF_INLINE void dense(const Linear& L, int panel, const uint32_t* a, Ahead ahead, float* out, Step step) {
         vf acc[M][V];
         for (int r = 0; r < M; r++) for (int v = 0; v < V; v++) acc[r][v] = splat(0.0f);
         const uint8_t* w[P];
@@ -171,23 +189,23 @@ template <int M, int P> struct Kernel {
         for (int i = 0; i < L.words; i++, a += M) {
             vi b[V];
             for (int p = 0; p < P; p++) {
-                prefetch(w[p] + AHEAD);
-                prefetch(w[p] + AHEAD + 64);
+                ahead.next(p, L.panel_bytes);
                 b[2 * p] = load_words(w[p]), b[2 * p + 1] = load_words(w[p] + 64);
                 w[p] += 4 * PANEL;
             }
+            ahead.at += ahead.step;
             for (int r = 0; r < M; r++) for (int v = 0; v < V; v++) acc[r][v] = step(acc[r][v], b[v], a[r]);
         }
         for (int r = 0; r < M; r++) for (int v = 0; v < V; v++) store(out + r * P * PANEL + v * LANES, acc[r][v]);
     }
-    static void f32(const Linear& L, int panel, const uint32_t* a, float* out) {
-        dense(L, panel, a, out, [](vf acc, vi w, uint32_t x) { float f; std::memcpy(&f, &x, 4); return fma((vf)w, splat(f), acc); });
+    static void f32(const Linear& L, int panel, const uint32_t* a, Ahead ahead, float* out) {
+        dense(L, panel, a, ahead, out, [](vf acc, vi w, uint32_t x) { float f; std::memcpy(&f, &x, 4); return fma((vf)w, splat(f), acc); });
     }
-    static void bf16(const Linear& L, int panel, const uint32_t* a, float* out) {
-        dense(L, panel, a, out, [](vf acc, vi w, uint32_t x) { return dot2(acc, w, x); });
+    static void bf16(const Linear& L, int panel, const uint32_t* a, Ahead ahead, float* out) {
+        dense(L, panel, a, ahead, out, [](vf acc, vi w, uint32_t x) { return dot2(acc, w, x); });
     }
 
-    template <int TYPE> static void quantised(const Linear& L, int panel, const uint32_t* a, const float* scale, const int32_t* sums, float* out) {
+    template <int TYPE> static void quantised(const Linear& L, int panel, const uint32_t* a, const float* scale, const int32_t* sums, Ahead ahead, float* out) {
         constexpr int HALVES = TYPE == I8 ? 2 : 1, STEPS = TYPE == I8 ? 8 : 4, TAIL = (TYPE == I8 ? 2 : 4) * PANEL;
         vf acc[M][V];
         for (int r = 0; r < M; r++) for (int v = 0; v < V; v++) acc[r][v] = splat(0.0f);
@@ -200,11 +218,11 @@ template <int M, int P> struct Kernel {
                 for (int i = 0; i < STEPS; i++) {
                     vi b[V];
                     for (int p = 0; p < P; p++) {
-                        prefetch(w[p] + AHEAD);
-                        prefetch(w[p] + AHEAD + 64);
+                        ahead.next(p, L.panel_bytes);
                         b[2 * p] = load_words(w[p]), b[2 * p + 1] = load_words(w[p] + 64);
                         w[p] += 4 * PANEL;
                     }
+                    ahead.at += ahead.step;
                     if (TYPE == I8) {
                         for (int r = 0; r < M; r++) for (int v = 0; v < V; v++) part[r][v] = dot4(part[r][v], b[v], int32_t(a[r]));
                         a += M;
@@ -231,32 +249,32 @@ template <int M, int P> struct Kernel {
         }
         for (int r = 0; r < M; r++) for (int v = 0; v < V; v++) store(out + r * P * PANEL + v * LANES, acc[r][v]);
     }
-    static void run(const Linear& L, int panel, const Rows& x, int block, float* out) {
+    static void run(const Linear& L, int panel, const Rows& x, int block, Ahead ahead, float* out) {
         const uint32_t* a = x.data + size_t(block) * BLOCK_ROWS * x.words;
         const float* scale = x.scale + size_t(block) * BLOCK_ROWS * x.groups;
         const int32_t* sums = x.sum + size_t(block) * BLOCK_ROWS * x.groups;
         switch (L.type) {
-            case F32: return f32(L, panel, a, out);
-            case BF16: return bf16(L, panel, a, out);
-            case I8: return quantised<I8>(L, panel, a, scale, sums, out);
-            default: return quantised<I4>(L, panel, a, scale, sums, out);
+            case F32: return f32(L, panel, a, ahead, out);
+            case BF16: return bf16(L, panel, a, ahead, out);
+            case I8: return quantised<I8>(L, panel, a, scale, sums, ahead, out);
+            default: return quantised<I4>(L, panel, a, scale, sums, ahead, out);
         }
     }
 };
 
-template <int P> inline void run_kernel(const Linear& L, int panel, const Rows& x, int block, float* out) {
+template <int P> inline void run_kernel(const Linear& L, int panel, const Rows& x, int block, Ahead ahead, float* out) {
     switch (x.block_rows(block)) {
-        case 1: return Kernel<1, P>::run(L, panel, x, block, out);
-        case 2: return Kernel<2, P>::run(L, panel, x, block, out);
+        case 1: return Kernel<1, P>::run(L, panel, x, block, ahead, out);
+        case 2: return Kernel<2, P>::run(L, panel, x, block, ahead, out);
         default: break;
     }
     if constexpr (P == 1) switch (x.block_rows(block)) {
-        case 3: return Kernel<3, 1>::run(L, panel, x, block, out);
-        case 4: return Kernel<4, 1>::run(L, panel, x, block, out);
-        case 5: return Kernel<5, 1>::run(L, panel, x, block, out);
-        case 6: return Kernel<6, 1>::run(L, panel, x, block, out);
-        case 7: return Kernel<7, 1>::run(L, panel, x, block, out);
-        case 8: return Kernel<8, 1>::run(L, panel, x, block, out);
+        case 3: return Kernel<3, 1>::run(L, panel, x, block, ahead, out);
+        case 4: return Kernel<4, 1>::run(L, panel, x, block, ahead, out);
+        case 5: return Kernel<5, 1>::run(L, panel, x, block, ahead, out);
+        case 6: return Kernel<6, 1>::run(L, panel, x, block, ahead, out);
+        case 7: return Kernel<7, 1>::run(L, panel, x, block, ahead, out);
+        case 8: return Kernel<8, 1>::run(L, panel, x, block, ahead, out);
     }
 }
 
@@ -267,8 +285,9 @@ template <class Emit> inline void multiply(const Linear& L, const Rows& x, int b
     for (int panel = begin; panel < end;) {
         const int wide = x.rows <= 2 && panel + 1 < end ? 2 : 1;
         for (int block = 0; block < blocks; block++) {
-            if (wide == 2) run_kernel<2>(L, panel, x, block, out);
-            else run_kernel<1>(L, panel, x, block, out);
+            const Ahead ahead = Ahead::of(L, panel, wide, block, blocks);
+            if (wide == 2) run_kernel<2>(L, panel, x, block, ahead, out);
+            else run_kernel<1>(L, panel, x, block, ahead, out);
             for (int r = 0; r < x.block_rows(block); r++)
                 for (int p = 0; p < wide; p++) emit(block * BLOCK_ROWS + r, panel + p, out + (r * wide + p) * PANEL);
         }
