@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from kubeformer_runtime.engine.detokenizer import Detokenizer, StopStrings
+from kubeformer_runtime.engine.tokenizer import EngineTokenizer
 from tests.unit.engine.builders import EOS, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -105,3 +107,13 @@ def test_nothing_follows_a_stop_string(include: bool) -> None:
     watcher = StopStrings(["."], include=include)
     watcher.push("a.b")
     assert watcher.push("c", last=True) == ""
+
+
+def test_a_word_is_the_tokens_of_both_ways_to_write_it() -> None:
+    """At the beginning of a text and after a space, where the space is part of the word's first token."""
+    tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "Ġ": 2, "Ġa": 3}, [("Ġ", "a")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    words = EngineTokenizer(tokenizer)
+    assert words.word_tokens("ab") == words.word_tokens(" ab") == [(0, 1), (3, 1)]
+    assert words.word_tokens("ba") == [(1, 0)]  # after a space it is one token longer, and ends in these
+    assert words.word_tokens(" ") == [()]
