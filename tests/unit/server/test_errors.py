@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kubeformer_runtime.server.protocol import NEUTRAL, UNSUPPORTED, ChatRequest, CompletionRequest
+from kubeformer_runtime.server.protocol import NEUTRAL, UNSUPPORTED
 from tests.unit.server.builders import Client, client_of, language_model
 
 
@@ -138,111 +138,6 @@ async def test_what_is_not_supported_is_refused_by_name_and_null_is_nothing(clie
 
 async def test_a_value_that_asks_for_what_happens_anyway_is_as_good_as_none(client: Client) -> None:
     await client.complete(prompt="ab", **{field: values[0] for field, values in NEUTRAL.items()})
-
-
-# For every field of the two requests a value that changes the answer. The prompt is what the tiny model reads.
-BASE = {"temperature": 1.0, "seed": 1, "max_tokens": 12, "n": 1, "ignore_eos": True}
-EFFECTS: dict[str, dict[str, object]] = {
-    "model": {"model": "tiny-alias"},
-    "n": {"n": 2},
-    "temperature": {"temperature": 0},
-    "top_p": {"top_p": 0.01},
-    "top_k": {"top_k": 1},
-    "min_p": {"min_p": 1.0},
-    "presence_penalty": {"presence_penalty": 2.0, "temperature": 0, "max_tokens": 60},
-    "frequency_penalty": {"frequency_penalty": 2.0, "temperature": 0, "max_tokens": 60},
-    "repetition_penalty": {"repetition_penalty": 5.0, "temperature": 0, "max_tokens": 60},
-    "seed": {"seed": 2},
-    "max_tokens": {"max_tokens": 3},
-    "logit_bias": {"logit_bias": {"65": 100}},
-    "logprobs": {"logprobs": 1},
-    "stream": {"stream": True},
-    "echo": {"echo": True},
-    "prompt": {"prompt": "other"},
-    "truncate_prompt_tokens": {"truncate_prompt_tokens": 1},
-    "truncation_side": {"truncate_prompt_tokens": 1, "truncation_side": "right"},
-    "return_token_ids": {"return_token_ids": True},
-    "return_tokens_as_token_ids": {"logprobs": 1, "return_tokens_as_token_ids": True},
-    "request_id": {"request_id": "mine"},
-}
-# Whose effect shows in other tests, since a random model cannot be made to show it: what ends an answer, and what
-# belongs to streams and templates.
-ELSEWHERE = {
-    "stop",
-    "stop_token_ids",
-    "include_stop_str_in_output",
-    "ignore_eos",
-    "min_tokens",
-    "skip_special_tokens",
-    "stream_options",
-    "add_special_tokens",
-    "stream_interval",
-    "priority",
-    "cache_salt",
-    "bad_words",
-    "allowed_token_ids",
-    "prompt_logprobs",
-    "use_beam_search",
-    "length_penalty",
-    "response_format",
-    "structured_outputs",
-}
-CHAT_ONLY = {
-    "messages",
-    "max_completion_tokens",
-    "top_logprobs",
-    "add_generation_prompt",
-    "continue_final_message",
-    "chat_template_kwargs",
-    "documents",
-    "reasoning_effort",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "metadata",
-    "service_tier",
-}
-
-
-def test_every_field_is_accounted_for() -> None:
-    assert set(CompletionRequest.model_fields) == set(EFFECTS) | ELSEWHERE
-    assert set(ChatRequest.model_fields) - set(CompletionRequest.model_fields) == CHAT_ONLY
-
-
-@pytest.mark.parametrize("field", sorted(set(EFFECTS) - {"stream"}))
-async def test_an_accepted_field_changes_the_answer(client: Client, field: str) -> None:
-    base = {**BASE, "prompt": "ab", **{key: value for key, value in EFFECTS[field].items() if key != field}}
-    before, after = await client.complete(**base), await client.complete(**{**base, **EFFECTS[field]})
-    for document in (before, after):
-        for name in ("id", "created") if field != "request_id" else ("created",):
-            del document[name]
-        document["usage"].pop("prompt_tokens_details")
-    assert before != after
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("max_completion_tokens", 3),
-        ("top_logprobs", 2),
-        ("add_generation_prompt", False),
-        ("chat_template_kwargs", {"mood": "kind"}),
-        ("add_special_tokens", True),
-        ("messages", [{"role": "user", "content": "Bye"}]),
-    ],
-)
-async def test_an_accepted_field_of_chat_changes_the_answer(field: str, value: object) -> None:
-    template = "{{ mood }}{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
-    core_base: dict[str, object] = {**BASE, "max_tokens": None, "max_completion_tokens": 12, "logprobs": True}
-    async with client_of(language_model(chat_template=template, bos=1)) as client:
-        if field == "add_special_tokens":
-            from tokenizers import processors
-
-            tokenizer = client.serving.need_generator().model.tokenizer.tokenizer
-            tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 257)])
-        before = await client.chat(**core_base)
-        after = await client.chat(**{**core_base, field: value})
-    assert before["choices"] != after["choices"]
 
 
 async def test_an_unknown_model_is_404_and_says_which_there_are(client: Client) -> None:
