@@ -189,7 +189,7 @@ def test_prompt_log_probabilities_are_the_plain_models_however_the_prompt_is_cut
     model, prompt = random_llama(tiny_config()), PROMPTS[1]
     with torch.inference_mode():
         expected = model(torch.tensor([prompt]))[0].log_softmax(-1)
-    for limits in ({}, {"max_num_batched_tokens": 7}, {"num_blocks": 27}, {"speculative_tokens": 2}):
+    for limits in ({"max_num_batched_tokens": 7}, {"num_blocks": 27, "speculative_tokens": 2}):
         core = tiny_core(**limits)  # type: ignore[arg-type]
         outputs(core, request("before", prompt))  # its blocks are cached
         for item in requests():

@@ -203,7 +203,7 @@ class Model:
         advance(output, chosen)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     arrivals=st.lists(
         st.tuples(

@@ -38,7 +38,7 @@ def test_without_a_known_end_there_is_no_guess() -> None:
         assert propose(tokens, 4) == []
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=40), st.integers(1, 6))
 def test_a_drafter_that_saw_tokens_come_guesses_like_one_that_sees_them_at_once(tokens: list[int], most: int) -> None:
     old = Drafter()
@@ -91,7 +91,7 @@ def answer(params: SamplingParams, seed: int, guesses: list[list[int]], length: 
     return tokens[1 : length + 1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**63),
     guesses=st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=4),
