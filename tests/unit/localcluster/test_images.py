@@ -60,9 +60,14 @@ def test_an_image_on_another_follows_what_that_one_installs_and_not_its_code(rep
 
 @pytest.mark.parametrize("image", [*IMAGES, VLLM], ids=lambda image: image.name)
 def test_a_containerfile_copies_the_lock_first_the_code_last_and_nothing_that_is_not_in_the_tag(image: Image) -> None:
-    lines = (REPOSITORY / image.containerfile).read_text().splitlines()
-    copied = [line.split()[1] for line in lines if line.startswith("COPY ")]
+    stages = (REPOSITORY / image.containerfile).read_text().split("\nFROM ")[1:]
+    *helpers, copied = [
+        [line.split()[1] for line in stage.splitlines() if line.startswith("COPY ") and "--from=" not in line]
+        for stage in stages
+    ]
     assert copied == [*image.dependencies, *image.sources]
+    for helper in helpers:  # stages that only make something for the last one
+        assert all(name.startswith(image.sources) for name in helper)
     ignored = (REPOSITORY / ".containerignore").read_text().splitlines()
     for name in copied:
         assert any(line.startswith("!") and name.startswith(line[1:]) for line in ignored), name
