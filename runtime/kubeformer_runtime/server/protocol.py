@@ -286,15 +286,3 @@ class ChatRequest(SamplingFields):
     parallel_tool_calls: bool | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None  # given back with the answer
     service_tier: Literal["auto", "default"] | None = None  # there is one, and the answer names it
-
-
-class ClassifyRequest(Body):
-    """POST /classify."""
-
-    model: str | None = None
-    input: str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-
-    @property
-    def texts(self) -> list[str]:
-        """The inputs as a list."""
-        return [self.input] if isinstance(self.input, str) else self.input
