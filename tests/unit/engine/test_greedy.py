@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bench.greedy import Answer, build_core, compare, ours, prompts
+from bench.greedy import Answer, Mix, build_core, compare, ours, prompts
 from examples import smollm2
 from kubeformer_runtime.engine.tokenizer import EngineTokenizer
 
@@ -21,10 +21,10 @@ def smollm2_texts() -> dict[str, list[Answer]]:
     torch.set_num_threads(1)
     directory = smollm2.ensure()
     prompt_list = prompts(EngineTokenizer.load(directory), PROMPTS)
-    core = build_core(directory, 64, 64, 256)
-    found = {"alone": [ours(core, [prompt], TOKENS)[0][0] for prompt in prompt_list]}
+    core = build_core(directory, Mix("together", 64, 64, 256), 1)
+    found = {"alone": [ours(core, [prompt], TOKENS).answers[0] for prompt in prompt_list]}
     core.forget_prefixes()
-    found["together"] = ours(core, prompt_list, TOKENS)[0]
+    found["together"] = ours(core, prompt_list, TOKENS).answers
     del core
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     found["transformers"] = []
