@@ -106,9 +106,11 @@ class SamplerState:
         if params.penalised:
             self._penalise(logit_V)
         for forbidden in masks:
-            left_V = logit_V.clone()
-            left_V[forbidden] = -math.inf
-            if float(left_V.max()) > -math.inf:
+            if forbidden.dtype is torch.bool:
+                left_V = logit_V.masked_fill(forbidden, -math.inf)
+            else:
+                left_V = logit_V.index_fill(0, forbidden, -math.inf)
+            if float(left_V.amax()) > -math.inf:
                 logit_V = left_V
         return logit_V
 
