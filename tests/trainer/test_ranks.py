@@ -31,7 +31,7 @@ class Story:
         path = self.directory / "plan.json"
         path.write_text(json.dumps(self.plan))
         result = subprocess.run(
-            [sys.executable, "-m", "tests.unit.trainer.ranks", str(path)],
+            [sys.executable, "-m", "tests.trainer.ranks", str(path)],
             capture_output=True,
             text=True,
             timeout=DEADLINE_SECONDS,

@@ -1,4 +1,4 @@
-"""Runs several ranks of a job as processes of their own: `python -m tests.unit.trainer.ranks PLAN.json`.
+"""Runs several ranks of a job as processes of their own: `python -m tests.trainer.ranks PLAN.json`.
 
 PLAN.json is a list of runs, one after the other, each {"settings": PATH, "ranks": N, "stopAtStep": {"1": 5},
 "dieAtStep": {"1": 5}}. The last line printed is a list with each run's exit codes by rank. Ranks are forked from
