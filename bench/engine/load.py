@@ -111,9 +111,11 @@ async def stream(session: aiohttp.ClientSession, server: Server, prompt: str, to
     return Reply(began, tuple(times), tokens, usage["prompt_tokens"] if usage else None)
 
 
-def _session() -> aiohttp.ClientSession:
+def open_session() -> aiohttp.ClientSession:
+    """A client for one run; a connection for each request, because some servers close those that were used."""
     timeout = aiohttp.ClientTimeout(total=LIMIT_SECONDS)
-    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0), read_bufsize=2**20)
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    return aiohttp.ClientSession(timeout=timeout, connector=connector, read_bufsize=2**20)
 
 
 async def closed_loop(server: Server, prompts: Sequence[str], tokens: int, streams: int) -> list[Reply]:
@@ -125,7 +127,7 @@ async def closed_loop(server: Server, prompts: Sequence[str], tokens: int, strea
         while waiting:
             replies.append(await stream(session, server, waiting.pop(), tokens))
 
-    async with _session() as session:
+    async with open_session() as session:
         await asyncio.gather(*(client(session) for _ in range(streams)))
     return replies
 
@@ -133,7 +135,7 @@ async def closed_loop(server: Server, prompts: Sequence[str], tokens: int, strea
 async def open_loop(server: Server, prompts: Sequence[str], tokens: int, rate: float, seed: int) -> list[Reply]:
     """Requests that arrive at random, `rate` a second on average (Poisson), however slow the answers are."""
     dice = random.Random(seed)
-    async with _session() as session:
+    async with open_session() as session:
         tasks = []
         for prompt in prompts:
             tasks.append(asyncio.create_task(stream(session, server, prompt, tokens)))

@@ -9,13 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import aiohttp
-
 from bench.engine import models
 from bench.engine.bandwidth import bytes_per_token, probe
 from bench.engine.bars import Bar, ratio_bar, value
 from bench.engine.fleet import COLUMNS, Fleet, figures, fleet, rounds, table
-from bench.engine.load import Measured, percentile, run_closed, run_open, stream
+from bench.engine.load import Measured, open_session, percentile, run_closed, run_open, stream
 from bench.peers import kubeformer, llama_cpp, transformers_serve, vllm_cpu
 from bench.peers.server import Launch, PeerError, Server
 from examples import smollm2
@@ -176,7 +174,7 @@ def _prefix(found: Fleet, prompts: models.Prompts, repeats: int) -> dict[str, ob
 
 async def _shared(server: Server, texts: Sequence[str]) -> float:
     """Median seconds to the first token of all but the first prompt, one at a time."""
-    async with aiohttp.ClientSession() as session:
+    async with open_session() as session:
         firsts = [(await stream(session, server, text, SHORT)).first for text in texts]
     return percentile(firsts[1:], 0.5)
 
@@ -190,7 +188,7 @@ def _perplexity(found: Fleet, prompts: models.Prompts) -> dict[str, float]:
 
 async def _score(server: Server, prompts: models.Prompts) -> float:
     total, count = 0.0, 0
-    async with aiohttp.ClientSession() as session:
+    async with open_session() as session:
         for number in range(PERPLEXITY_TEXTS):
             text = prompts.take(8 * number + 3, PERPLEXITY_TOKENS)  # none begins like a prompt that is timed
             body = {"model": server.launch.model, "prompt": text, "max_tokens": 1, "prompt_logprobs": 0}
