@@ -120,7 +120,7 @@ inline void Model::set_matrix(int layer, int which, int type, int rows, int cols
     struct Job { Model* model; Linear* L; const void* weight; bool half; } job{this, &L, weight, half};
     pool_.run([](void* p, int id) {
         Job& j = *static_cast<Job*>(p);
-        const int n = j.model->pool_.size();
+        const int n = j.model->pool_.active();
         for (int panel = j.L->panels * id / n; panel < j.L->panels * (id + 1) / n; panel++)
             j.L->pack_panel(panel, j.L->memory.as<uint8_t>() + size_t(panel) * j.L->panel_bytes, j.weight, j.half);
     }, &job);

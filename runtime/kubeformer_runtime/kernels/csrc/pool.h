@@ -5,6 +5,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <ctime>
 #include <thread>
 #include <vector>
 #include <linux/futex.h>
@@ -40,13 +41,18 @@ class Pool {
     // Calls job(argument, id) in every thread, id 0 being the caller, and returns when all are through. `alone`: in the
     // caller only, for jobs so small that waking and meeting others takes longer.
     void run(Job job, void* argument, bool alone = false) {
+        if (alone_for_ > 0) alone_for_--, alone = true;
         active_ = alone ? 1 : size_;
         if (active_ == 1) { job(argument, 0); return; }
+        const int64_t start = now();
+        waited_.store(0, std::memory_order_relaxed);
         job_ = job;
         argument_ = argument;
         wake();
         job(argument, 0);
         barrier();
+        // Where neighbours have the cores, threads wait for each other most of the time: then one is quicker than all.
+        if (waited_.load(std::memory_order_relaxed) * 5 > (now() - start) * size_ * 2) alone_for_ = ALONE_JOBS;
     }
 
     // Every thread of a running job calls it equally often; what was written before is seen after.
@@ -58,14 +64,23 @@ class Pool {
             round_.store(round + 1, std::memory_order_release);
             return;
         }
-        for (int spins = 0; round_.load(std::memory_order_acquire) == round; spins++) {
-            if (spins < BARRIER_SPINS) relax();
-            else sched_yield();
+        for (int spins = 0; spins < BARRIER_SPINS; spins++) {
+            if (round_.load(std::memory_order_acquire) != round) return;
+            relax();
         }
+        const int64_t start = now();
+        while (round_.load(std::memory_order_acquire) == round) sched_yield();
+        waited_.fetch_add(now() - start, std::memory_order_relaxed);
     }
 
   private:
-    static constexpr int BARRIER_SPINS = 4000, IDLE_SPINS = 4000;
+    static constexpr int BARRIER_SPINS = 4000, IDLE_SPINS = 4000, ALONE_JOBS = 16;
+
+    static int64_t now() {  // nanoseconds
+        timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return int64_t(t.tv_sec) * 1000000000 + t.tv_nsec;
+    }
 
     void wake() {
         generation_.fetch_add(1);
@@ -87,7 +102,8 @@ class Pool {
     }
 
     const int size_;
-    int active_ = 1;
+    int active_ = 1, alone_for_ = 0;
+    std::atomic<int64_t> waited_{0};  // by all threads, in barriers of the running job, after spinning
     Job job_ = nullptr;
     void* argument_ = nullptr;
     alignas(64) std::atomic<uint32_t> generation_{0};
