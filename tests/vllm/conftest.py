@@ -26,7 +26,7 @@ from tests.cluster.kubectl import Kubectl
 from tests.e2e.lab import Lab, condition, model_deployment
 
 CLAIM = "models"
-READY_SECONDS = 1200.0  # a first pull of 2 GB, and vLLM compiles the model when it starts
+READY_SECONDS = 1200.0  # a first pull of 2 GB
 
 
 @pytest.fixture(scope="session")

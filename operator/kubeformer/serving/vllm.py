@@ -47,6 +47,7 @@ MAX_LORA_RANK = 64
 MOST_ADAPTERS_AT_ONCE = 4
 """Adapters in one batch; further ones take turns."""
 
+EAGER = ("--enforce-eager", "--no-enforce-eager")
 PARALLEL = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "--data-parallel-size")
 LORA_RANK = "--max-lora-rank"
 
@@ -102,6 +103,9 @@ def _command(settings: ServerSettings, extra: Sequence[str], accelerators: int) 
         command.append(f"--speculative-config={json.dumps(draft | {'prompt_lookup_min': 2})}")
     if settings.adapters:
         command += _adapters(settings.adapters, LORA_RANK in given)
+    # On the CPU vLLM would compile the model at every start: minutes on few cores, and headers that our image lacks.
+    if not accelerators and not given.intersection(EAGER):
+        command.append(EAGER[0])
     if accelerators > 1 and not given.intersection(PARALLEL):
         command.append(f"--tensor-parallel-size={accelerators}")
     return command + list(extra)

@@ -55,6 +55,14 @@ def test_the_image_and_the_command_are_vllms() -> None:
     assert status["resolved"]["image"] == "registry.local/vllm:1"
 
 
+def test_nothing_is_compiled_at_start_on_the_cpu_unless_asked_for() -> None:
+    assert "--enforce-eager" in command(world(engine=VLLM))
+    assert "--enforce-eager" not in command(world(engine=VLLM, resources=GPUS))
+    asked = command(world(engine=VLLM | {"extraArgs": ["--no-enforce-eager"]}))
+    assert asked[-1] == "--no-enforce-eager"
+    assert "--enforce-eager" not in asked
+
+
 def test_every_field_reaches_vllm() -> None:
     w = world(
         claim("adapters"),
