@@ -57,7 +57,9 @@ def test_the_image_and_the_command_are_vllms() -> None:
 
 def test_nothing_is_compiled_at_start_on_the_cpu_unless_asked_for() -> None:
     assert "--enforce-eager" in command(world(engine=VLLM))
-    assert "--enforce-eager" not in command(world(engine=VLLM, resources=GPUS))
+    accelerated = world(engine=VLLM, resources=GPUS)
+    accelerated.add(node("gpu", **{"nvidia.com/gpu": "8", "memory": "128Gi"}))
+    assert "--enforce-eager" not in command(accelerated)
     asked = command(world(engine=VLLM | {"extraArgs": ["--no-enforce-eager"]}))
     assert asked[-1] == "--no-enforce-eager"
     assert "--enforce-eager" not in asked
