@@ -159,5 +159,5 @@ async def test_a_bomb_is_a_400_and_others_are_answered_meanwhile() -> None:
             answered += 1
         error = (await bomb)["error"]
         assert error["param"] == "structured_outputs.json"
-        assert "make it simpler" in error["message"]
+        assert error["message"].startswith("The form of the answer")  # too slow or, on a quick machine, too large
         assert answered > 1
