@@ -142,9 +142,9 @@ class AsyncEngine:
             try:
                 result = function()
             except Exception as error:  # the caller's to handle; the engine goes on
-                self._call(partial(_settle, future, None, error))
+                self._call(partial(settle, future, None, error))
             else:
-                self._call(partial(_settle, future, result, None))
+                self._call(partial(settle, future, result, None))
 
         self._inbox.put(work)
         return await future
@@ -239,10 +239,11 @@ class AsyncEngine:
         for stream in self._streams.values():
             stream.put_nowait(EngineDeadError("the engine has stopped"))
         for future in list(self._calls):
-            _settle(future, None, EngineDeadError("the engine has stopped"))
+            settle(future, None, EngineDeadError("the engine has stopped"))
 
 
-def _settle(future: "asyncio.Future[T]", result: T | None, error: Exception | None) -> None:
+def settle(future: "asyncio.Future[T]", result: T | None, error: BaseException | None) -> None:
+    """Give a future its end: the error where there is one, else the result. One that has ended already stays so."""
     if future.done():
         return
     if error is None:

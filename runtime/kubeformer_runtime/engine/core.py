@@ -217,16 +217,11 @@ class EngineCore:
         logit_SV = self._runner.execute(batch)
         computed = clock()
         sampling = [item for item in plan.scheduled if item.samples]
-        drafted = sum(item.num_drafts for item in sampling)
         chosen = self._choose(plan, logit_SV)
         advance(plan, [[item.token for item in items] for items in chosen])
         sampled = clock()
         deltas = [self._react(self._choices[item.seq.seq_id], new) for item, new in zip(sampling, chosen, strict=True)]
-        accepted = 0
-        if drafted:
-            for item, new in zip(sampling, chosen, strict=True):
-                if item.num_drafts:
-                    accepted += len(new) - 1
+        accepted = sum(len(new) - 1 for item, new in zip(sampling, chosen, strict=True) if item.num_drafts)
         state = self._state
         stats = StepStats(
             running=len(state.running),
@@ -237,8 +232,8 @@ class EngineCore:
             generation_tokens=sum(len(delta.tokens) for delta in deltas),
             preemptions=len(plan.preempted),
             step_tokens=plan.num_tokens,
-            num_drafts=sum(item.num_drafts > 0 for item in sampling) if drafted else 0,
-            draft_tokens=drafted,
+            num_drafts=sum(item.num_drafts > 0 for item in sampling),
+            draft_tokens=sum(item.num_drafts for item in sampling),
             accepted_tokens=accepted,
             schedule_seconds=laid_out - begin,
             forward_seconds=computed - laid_out,

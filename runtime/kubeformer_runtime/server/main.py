@@ -35,6 +35,7 @@ from kubeformer.contract.names import (
     Reason,
 )
 from kubeformer.contract.server import ServerSettings
+from kubeformer_runtime.engine.async_engine import settle
 from kubeformer_runtime.engine.loading import Progress, load_engine
 from kubeformer_runtime.model.errors import ModelError
 from kubeformer_runtime.server.app import make_app
@@ -122,14 +123,6 @@ def in_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def finish(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)  # type: ignore[arg-type]
-        else:
-            future.set_exception(error)
-
     def work() -> None:
         outcome: tuple[T | None, BaseException | None]
         try:
@@ -137,7 +130,7 @@ def in_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
         except BaseException as error:
             outcome = None, error
         with contextlib.suppress(RuntimeError):  # the event loop is closed
-            loop.call_soon_threadsafe(finish, *outcome)
+            loop.call_soon_threadsafe(settle, future, *outcome)
 
     threading.Thread(target=work, name="loader", daemon=True).start()
     return future

@@ -9,11 +9,14 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from kubeformer_runtime.engine.batch import Batch
-from kubeformer_runtime.engine.core import EngineCore, Request
+from kubeformer_runtime.engine.batch import Batch, build_batch
+from kubeformer_runtime.engine.block_manager import BlockManager
+from kubeformer_runtime.engine.core import EngineCore, ModelRunner, Request
 from kubeformer_runtime.engine.llama_runner import LlamaRunner
+from kubeformer_runtime.engine.plan import Scheduled
 from kubeformer_runtime.engine.sampling_params import SamplingParams
 from kubeformer_runtime.engine.scheduler import SchedulerConfig
+from kubeformer_runtime.engine.sequence import Sequence as EngineSequence
 from kubeformer_runtime.engine.tokenizer import EngineTokenizer
 from kubeformer_runtime.model.config import LlamaConfig
 from kubeformer_runtime.model.llama import Llama
@@ -48,6 +51,26 @@ def _letters() -> list[str]:
 def tiny_config(**changes: object) -> LlamaConfig:
     """The model room's tiny Llama with a vocabulary that holds every byte."""
     return llama_config(**{"vocabulary_size": VOCABULARY, "max_length": 128, "eos_token_ids": (EOS,), **changes})
+
+
+@torch.inference_mode()
+def expected_logits(model: Llama, tokens: list[int]) -> torch.Tensor:
+    """Logits after the last token, from the plain model."""
+    logits: torch.Tensor = model(torch.tensor([tokens]))[0, -1].float()
+    return logits
+
+
+def next_logits(
+    runner: ModelRunner, prompts: Sequence[list[int]], adapters: Sequence[str | None] = ()
+) -> list[torch.Tensor]:
+    """Logits after each prompt, all computed in one step."""
+    blocks = BlockManager(runner.num_blocks, runner.block_size)
+    items = []
+    for number, prompt in enumerate(prompts):
+        seq = EngineSequence(number, prompt, SamplingParams(), adapter=adapters[number] if adapters else None)
+        assert blocks.allocate(seq, len(prompt))
+        items.append(Scheduled(seq, 0, len(prompt)))
+    return list(runner.execute(build_batch(items, runner.block_size, runner.dtype)))
 
 
 def runner_of(model: Llama, *, num_blocks: int = 64, block_size: int = 4, pack: bool = True) -> LlamaRunner:

@@ -8,34 +8,14 @@ from hypothesis import strategies as st
 from kubeformer_runtime.engine.batch import build_batch
 from kubeformer_runtime.engine.block_manager import BlockManager
 from kubeformer_runtime.engine.linear import PackedLinear
-from kubeformer_runtime.engine.llama_runner import LlamaRunner
 from kubeformer_runtime.engine.sampling_params import SamplingParams
 from kubeformer_runtime.engine.scheduler import Scheduled, SchedulerConfig, SchedulerState, advance, schedule
 from kubeformer_runtime.engine.sequence import Sequence
 from kubeformer_runtime.model.config import RopeScaling
-from kubeformer_runtime.model.llama import Llama
-from tests.unit.engine.builders import VOCABULARY, runner_of, tiny_config
+from tests.unit.engine.builders import VOCABULARY, expected_logits, next_logits, runner_of, tiny_config
 from tests.unit.model.builders import random_llama
 
 MODEL = random_llama(tiny_config())
-
-
-@torch.inference_mode()
-def expected_logits(model: Llama, tokens: list[int]) -> torch.Tensor:
-    """Logits after the last token, from the plain model."""
-    logits: torch.Tensor = model(torch.tensor([tokens]))[0, -1].float()
-    return logits
-
-
-def next_logits(runner: LlamaRunner, *prompts: list[int]) -> list[torch.Tensor]:
-    """Logits after each prompt, all computed in one step."""
-    blocks = BlockManager(runner.num_blocks, runner.block_size)
-    items = []
-    for number, prompt in enumerate(prompts):
-        seq = Sequence(number, prompt, SamplingParams())
-        assert blocks.allocate(seq, len(prompt))
-        items.append(Scheduled(seq, 0, len(prompt)))
-    return list(runner.execute(build_batch(items, runner.block_size, runner.dtype)))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +43,7 @@ def next_logits(runner: LlamaRunner, *prompts: list[int]) -> list[torch.Tensor]:
 def test_logits_equal_the_plain_models_for_every_kind_of_decoder(changes: dict[str, object], pack: bool) -> None:
     model = random_llama(tiny_config(**changes))
     prompts = [[3, 1, 4, 1, 5, 9, 2, 6, 5], [3], list(range(30))]
-    found = next_logits(runner_of(model, pack=pack), *prompts)
+    found = next_logits(runner_of(model, pack=pack), prompts)
     for prompt, logits in zip(prompts, found, strict=True):
         torch.testing.assert_close(logits, expected_logits(model, prompt), atol=2e-5, rtol=2e-5)
 
@@ -102,7 +82,7 @@ def test_bfloat16_is_near_the_float32_model() -> None:
     model = random_llama(tiny_config())
     tokens = [3, 1, 4, 1, 5, 9, 2, 6, 5]
     exact = expected_logits(model, tokens)
-    found = next_logits(runner_of(model.to(torch.bfloat16)), tokens)[0]
+    found = next_logits(runner_of(model.to(torch.bfloat16)), [tokens])[0]
     assert (found - exact).norm() / exact.norm() < 0.02
 
 

@@ -1,7 +1,5 @@
 """The kernels' runner computes what the plain model computes, and a row never notices what else is in the batch."""
 
-from collections.abc import Sequence as SequenceOf
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +17,7 @@ from kubeformer_runtime.engine.sequence import Sequence
 from kubeformer_runtime.model.config import LlamaConfig, RopeScaling
 from kubeformer_runtime.model.llama import Llama
 from kubeformer_runtime.model.weights import tensors_of
-from tests.unit.engine.builders import VOCABULARY, tiny_config
+from tests.unit.engine.builders import VOCABULARY, expected_logits, next_logits, tiny_config
 from tests.unit.model.builders import random_llama
 
 MODEL = random_llama(tiny_config())
@@ -48,26 +46,6 @@ def runner_of(
         alone_bytes=0,
         reload=weights,
     )
-
-
-@torch.inference_mode()
-def expected_logits(model: Llama, tokens: list[int]) -> torch.Tensor:
-    """Logits after the last token, from the plain model."""
-    logits: torch.Tensor = model(torch.tensor([tokens]))[0, -1].float()
-    return logits
-
-
-def next_logits(
-    runner: CpuRunner | LlamaRunner, prompts: SequenceOf[list[int]], adapters: SequenceOf[str | None] = ()
-) -> list[torch.Tensor]:
-    """Logits after each prompt, all computed in one step."""
-    blocks = BlockManager(runner.num_blocks, runner.block_size)
-    items = []
-    for number, prompt in enumerate(prompts):
-        seq = Sequence(number, prompt, SamplingParams(), adapter=adapters[number] if adapters else None)
-        assert blocks.allocate(seq, len(prompt))
-        items.append(Scheduled(seq, 0, len(prompt)))
-    return list(runner.execute(build_batch(items, runner.block_size, runner.dtype)))
 
 
 @pytest.mark.parametrize(
