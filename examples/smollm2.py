@@ -9,6 +9,7 @@ tokens and merges) and the chat template: the same weights for every engine that
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -62,15 +63,22 @@ def ensure(dtype: torch.dtype = torch.bfloat16) -> Path:
     name = NAME if dtype == torch.bfloat16 else f"{NAME}-{str(dtype).removeprefix('torch.')}"
     directory = cache() / "models" / name
     card = directory / MODEL_CARD
-    if card.is_file() and json.loads(card.read_text()).get("converter") == CONVERTER:
-        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with (directory.parent / f".{name}.lock").open("w") as lock:  # tests of several processes ask at the same time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if card.is_file() and json.loads(card.read_text()).get("converter") == CONVERTER:
+            return directory
+        _make(directory, dtype)
+    return directory
+
+
+def _make(directory: Path, dtype: torch.dtype) -> None:
     with tempfile.TemporaryDirectory(prefix="smollm2-") as scratch:
         gguf = extract(download(Path(scratch)), Path(scratch))
         with new_directory(directory, replace=True) as fresh:
             convert(gguf, fresh, dtype)
             for path in fresh.iterdir():
                 path.chmod(0o644)  # pods read it under a user id of their own
-    return directory
 
 
 def download(folder: Path) -> Path:
