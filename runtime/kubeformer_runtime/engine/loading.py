@@ -189,7 +189,7 @@ def _language_model(
         ends.add(tokenizer.eos_token_id)
     limits = settings.max_num_seqs, settings.max_num_batched_tokens, most
     # A CPU computes 2,048 tokens as quickly in eight steps as in one; other devices want as many as they can get.
-    scheduler = SchedulerConfig(*limits) if device.type == "cpu" else SchedulerConfig(*limits, limits[1])
+    scheduler = SchedulerConfig(*limits) if device.type == "cpu" else SchedulerConfig(*limits, limits[1], limits[1])
     core = EngineCore(runner, scheduler, tokenizer, frozenset(ends), speculative_tokens=settings.speculative_tokens)
     for adapter in settings.adapters:
         _add_adapter(core, adapter, settings.served_names)

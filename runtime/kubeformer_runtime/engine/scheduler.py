@@ -82,7 +82,8 @@ class _Budget:
             need = len(decodes)
             for seq in decodes:
                 seq.drafts.clear()
-        return cls(tokens, min(config.prefill_chunk, max(1, tokens - need)))
+        chunk = min(config.prefill_chunk, config.mixed_prefill_chunk) if decodes else config.prefill_chunk
+        return cls(tokens, min(chunk, max(1, tokens - need)))
 
     def take(self, seq: Sequence) -> int:
         """How many tokens `seq` computes."""

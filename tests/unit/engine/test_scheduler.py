@@ -112,7 +112,7 @@ def test_for_a_better_priority_the_least_important_one_gives_its_slot_or_its_blo
 
 def test_a_long_prompt_leaves_room_for_every_decode_even_if_it_is_more_important() -> None:
     state = SchedulerState(BlockManager(64, 4))
-    config = SchedulerConfig(max_num_batched_tokens=64, prefill_chunk=16)
+    config = SchedulerConfig(max_num_batched_tokens=64, prefill_chunk=24, mixed_prefill_chunk=16)
     decodes = [add(state, number, 2, priority=1) for number in range(3)]
     step(state, config)
     long = add(state, 3, 100)
@@ -120,7 +120,7 @@ def test_a_long_prompt_leaves_room_for_every_decode_even_if_it_is_more_important
         assert step(state, config) == {3: 16, 0: 1, 1: 1, 2: 1}
     for seq in decodes:
         finish(state, seq, FinishReason.STOP)
-    assert step(state, config) == {3: 16}, "alone too, lest an abort or a newcomer waits for long"
+    assert step(state, config) == {3: 24}, "alone too, lest an abort or a newcomer waits for long"
     assert long.num_output_tokens == 0
 
 
@@ -173,7 +173,9 @@ def test_a_prompt_to_be_scored_comes_in_short_chunks_and_every_row_is_wanted_onc
     assert not seq.scoring
 
 
-@pytest.mark.parametrize("field", ["max_num_seqs", "max_num_batched_tokens", "max_model_len", "prefill_chunk"])
+@pytest.mark.parametrize(
+    "field", ["max_num_seqs", "max_num_batched_tokens", "max_model_len", "prefill_chunk", "mixed_prefill_chunk"]
+)
 def test_limits_below_one_are_refused_by_name(field: str) -> None:
     with pytest.raises(ValueError, match=field):
         SchedulerConfig(**{field: 0})
@@ -215,6 +217,7 @@ class Model:
     num_blocks=st.integers(10, 24),
     budget=st.integers(1, 24),
     chunk=st.integers(1, 24),
+    mixed=st.integers(1, 24),
     most=st.integers(1, 6),
     drafts=st.integers(0, 4),
     random=st.randoms(use_true_random=False),
@@ -224,6 +227,7 @@ def test_whatever_arrives_every_sequence_ends_in_time_and_no_block_is_left(
     num_blocks: int,
     budget: int,
     chunk: int,
+    mixed: int,
     most: int,
     drafts: int,
     random: Random,
@@ -234,7 +238,7 @@ def test_whatever_arrives_every_sequence_ends_in_time_and_no_block_is_left(
     as it and all more important ones have tokens.
     """
     state, model = SchedulerState(BlockManager(num_blocks, 4)), Model(random)
-    config = SchedulerConfig(max_num_seqs=most, max_num_batched_tokens=budget, prefill_chunk=chunk)
+    config = SchedulerConfig(most, budget, prefill_chunk=chunk, mixed_prefill_chunk=mixed)
     coming = sorted(enumerate(arrivals), key=lambda item: (item[1][0], item[0]))
     sequences: list[Sequence] = []
     patience: dict[Sequence, int] = {}
