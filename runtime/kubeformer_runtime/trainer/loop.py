@@ -26,6 +26,7 @@ from kubeformer_runtime.trainer.state import State
 from kubeformer_runtime.trainer.tasks import Network, Split, Task, evaluation_shares, passes
 from kubeformer_runtime.trainer.world import World
 
+AUTO_INTERVAL_SECONDS = 300  # between checkpoints, where the settings leave it open
 EVALUATION_ROWS = 64  # a pass; a stop is noticed after each
 
 
@@ -180,7 +181,7 @@ class Loop:
         return self.task.measures(loss, correct, weight)
 
     def _save_due(self) -> bool:
-        return self.world.first and self.clock.monotonic() - self._saved_at >= self.interval
+        return self.world.first and self.clock.monotonic() - self._saved_at >= (self.interval or AUTO_INTERVAL_SECONDS)
 
     def _save(self) -> None:
         """Writes a checkpoint; every rank returns when it is on storage."""

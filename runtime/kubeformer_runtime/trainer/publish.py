@@ -56,7 +56,7 @@ def model_card(settings: JobSettings, artifact: Artifact, report: DataReport, st
         "step": artifact.step,
         "metrics": {name: _finite(value) for name, value in artifact.metrics.items()},
         "data": {
-            "uri": settings.data.source.uri,
+            "uri": ", ".join(source.location.uri for source in settings.data.all_sources),
             "digest": report.digest,
             "trainRows": report.train.rows,
             "validationRows": report.validation.rows,

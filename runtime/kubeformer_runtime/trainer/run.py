@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from kubeformer.contract.job import JobSettings
+from kubeformer.contract.job import JobSettings, LanguageModel
 from kubeformer.contract.names import ENV_ATTEMPT, ExitCode, Reason
 from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.data.prepare import prepare
@@ -147,7 +147,7 @@ def _rows_per_pass(settings: JobSettings, network: Network, parameters: int, pla
     else:
         memory = memory_bytes() // place.local_size
     task = settings.task
-    length = task.max_length if task.kind == "TextClassification" else task.sequence_length
+    length = task.sequence_length if isinstance(task, LanguageModel) else getattr(task, "max_length", 512)
     return rows_per_pass(network.config, parameters, length, memory, device.type == "cpu")
 
 

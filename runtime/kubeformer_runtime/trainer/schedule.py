@@ -4,6 +4,7 @@ import math
 from typing import Literal
 
 from kubeformer.contract.job import Training
+from kubeformer_runtime.trainer.errors import InvalidJob
 
 
 def learning_rate(training: Training, step: int, total_steps: int) -> float:
@@ -13,6 +14,8 @@ def learning_rate(training: Training, step: int, total_steps: int) -> float:
     Cosine half a wave (https://arxiv.org/abs/1608.03983), Linear a straight line, Constant not at all.
     """
     warmup_steps = warmup(total_steps, training.warmup_percent)
+    if training.schedule == "WarmupStableDecay":
+        raise InvalidJob("spec.training.schedule.type is WarmupStableDecay, which this trainer does not know")
     return training.learning_rate * factor(training.schedule, step, total_steps, warmup_steps)
 
 
