@@ -40,5 +40,5 @@ test-vllm: setup ## real vLLM as the engine of a deployment, on two real nodes; 
 gen: setup ## rewrite crds/, the chart's copies and docs/reference from the pydantic models
 	bash .ci/gen
 
-bench: setup ## measure: make bench NAME=accuracy|greedy|demo|engine [PART=...] [LONG=1]
+bench: setup ## measure: make bench NAME=accuracy|greedy|demo|engine|trainer [PART=...] [LONG=1]
 	$(PYTHON) -m bench.$(NAME)

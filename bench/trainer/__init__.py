@@ -1,0 +1,1 @@
+"""`make bench NAME=trainer`: our trainer against Hugging Face's Trainer, TRL, datasketch, RecBole and its own bars."""
