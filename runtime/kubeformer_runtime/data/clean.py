@@ -1,4 +1,4 @@
-"""Rows to clean rows: normalised text, label as text, and a verdict on how many rows are bad.
+"""Rows to examples: normalised text, and a verdict on how many rows are bad. What an example is, a recipe says.
 
 Cleaning removes what a tokenizer should not have to learn (control characters, several forms of one letter,
 runs of white space) and nothing that a reader would miss. `normalize: None` leaves the text as it is.
@@ -6,9 +6,9 @@ runs of white space) and nothing that a reader would miss. `normalize: None` lea
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 from kubeformer.contract.job import Prepare
 from kubeformer.contract.names import Reason
@@ -24,22 +24,23 @@ _AROUND_NEWLINE = re.compile(r" ?\n ?")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 BEAT_EVERY_ROWS = 200
+Example = TypeVar("Example")
 Normalize: TypeAlias = Literal["NFC", "NFKC", "None"]
 
 
 @dataclass(frozen=True, slots=True)
 class CleanRow:
-    """A row that can be trained on. `label` is empty in language modelling."""
+    """A row of a text, and its label where there is one."""
 
     text: str
     label: str = ""
 
 
 @dataclass(slots=True)
-class CleanRows:
-    """The rows of one location, and how many there were before."""
+class CleanRows(Generic[Example]):
+    """The examples of one location, and how many rows there were before."""
 
-    rows: list[CleanRow] = field(default_factory=list)
+    rows: list[Example] = field(default_factory=list)
     read: int = 0
     bad: int = 0
 
@@ -56,20 +57,21 @@ def clean_text(text: str, normalize: Normalize) -> str:
 
 def clean_rows(
     raw: Iterable[RawRow | BadRow],
+    example: Callable[[RawRow], Example | BadRow],
     prepare: Prepare,
     *,
     source: str,
     uri: str,
-    text_field: str,
-    label_field: str | None,
+    fields: Mapping[str, str],
     beat: Beat,
-) -> CleanRows:
-    """Clean all rows of a location. `source` is its name in the spec (data, data.validation, data.test).
+) -> CleanRows[Example]:
+    """Make examples of all rows of a location. `source` is its name in the spec (data, data.validation, data.test).
 
-    Raises DataError where a field is in no row at all (FieldNotFound), where more rows are bad than
-    prepare.maxBadRowsPercent allows, or where nothing is left (DataInvalid).
+    `fields` are those that rows need, each with the setting that names it. Raises DataError where one of them is in
+    no row at all (FieldNotFound), where more rows are bad than prepare.maxBadRowsPercent allows, or where there are
+    none (DataInvalid).
     """
-    result = CleanRows()
+    result = CleanRows[Example]()
     seen: dict[str, None] = {}  # field names, in order
     first_bad: BadRow | None = None
     for row in raw:
@@ -78,20 +80,20 @@ def clean_rows(
             beat()
         if isinstance(row, RawRow) and len(seen) < 100:
             seen.update(dict.fromkeys(row.fields))
-        cleaned = row if isinstance(row, BadRow) else _clean(row, prepare, text_field, label_field)
-        if isinstance(cleaned, CleanRow):
-            result.rows.append(cleaned)
-        else:
+        made = row if isinstance(row, BadRow) else example(row)
+        if isinstance(made, BadRow):
             result.bad += 1
-            first_bad = first_bad or cleaned
+            first_bad = first_bad or made
+        else:
+            result.rows.append(made)
     if result.read == 0:
         raise DataError(Reason.DATA_INVALID, f"{source}: {uri} has no rows")
-    for name, setting in ((text_field, "textField"), (label_field, "labelField")):
-        if name is not None and seen and name not in seen:
+    for name, setting in fields.items():
+        if seen and name not in seen:
             raise DataError(
                 Reason.FIELD_NOT_FOUND,
                 f"{source}: no row of {uri} has the field {name!r}; the rows have {', '.join(map(repr, seen))[:500]}. "
-                f"Set task.{'textClassification' if label_field is not None else 'languageModel'}.{setting}",
+                f"Set {setting}",
             )
     if first_bad is not None and result.bad * 100 > prepare.max_bad_rows_percent * result.read:
         raise DataError(
@@ -103,26 +105,8 @@ def clean_rows(
     return result
 
 
-def _clean(row: RawRow, prepare: Prepare, text_field: str, label_field: str | None) -> CleanRow | BadRow:
-    text = _text(row, text_field, allow_numbers=False)
-    if isinstance(text, BadRow):
-        return text
-    text = clean_text(text, prepare.normalize)
-    if len(text) < max(1, prepare.min_characters):
-        limit = f", fewer than data.prepare.minCharacters ({prepare.min_characters})" if text else ""
-        return BadRow(row.place, f"field {text_field!r} has {len(text)} characters after cleaning{limit}")
-    if label_field is None:
-        return CleanRow(text)
-    label = _text(row, label_field, allow_numbers=True)
-    if isinstance(label, BadRow):
-        return label
-    label = clean_text(label, "NFC" if prepare.normalize == "None" else prepare.normalize)
-    if not label:
-        return BadRow(row.place, f"field {label_field!r} is empty")
-    return CleanRow(text, label)
-
-
-def _text(row: RawRow, name: str, *, allow_numbers: bool) -> str | BadRow:
+def text_of(row: RawRow, name: str, *, allow_numbers: bool) -> str | BadRow:
+    """A field as text: a string, or with `allow_numbers` a whole number or a truth value too."""
     if name not in row.fields:
         return BadRow(row.place, f"field {name!r} is missing")
     value = row.fields[name]

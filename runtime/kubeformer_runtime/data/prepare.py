@@ -1,6 +1,6 @@
-"""prepare: from the settings to token ids, once for all ranks of a job.
+"""prepare: from the settings to arrays, once for all ranks of a job, whatever the kind of task (see `recipes`).
 
-    read -> clean -> deduplicate -> split -> tokenizer -> encode
+    read -> examples -> deduplicate -> divide -> tokenizer -> encode
 
 Rank 0 does the work and puts the result under the checkpoint directory; the other ranks wait for it there.
 Restarts find it again, so the rows and their order are frozen with the first preparation of a job, whatever
@@ -10,51 +10,41 @@ happens to the files afterwards.
 import hashlib
 import json
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kubeformer.contract.base import Location
-from kubeformer.contract.job import JobSettings, TextClassification
+from kubeformer.contract.job import JobSettings
 from kubeformer.contract.names import Reason
 from kubeformer_runtime.data import store
-from kubeformer_runtime.data.clean import BEAT_EVERY_ROWS, CleanRow, CleanRows, clean_rows
+from kubeformer_runtime.data.clean import BEAT_EVERY_ROWS, CleanRows, clean_rows
 from kubeformer_runtime.data.deduplicate import Deduplicator
-from kubeformer_runtime.data.encode import encode_classification, encode_language_model
 from kubeformer_runtime.data.errors import DataError
-from kubeformer_runtime.data.prepared import (
-    Beat,
-    ClassificationSplit,
-    DataReport,
-    LanguageModelSplit,
-    Prepared,
-    PreparedClassification,
-    PreparedLanguageModel,
-    SplitReport,
-)
+from kubeformer_runtime.data.prepared import Beat, DataReport, Prepared, SplitReport
 from kubeformer_runtime.data.read import find_files, read_rows
-from kubeformer_runtime.data.split import split_rows
+from kubeformer_runtime.data.recipes import Encoded, Parts, Recipe, recipe_for
 from kubeformer_runtime.data.tokenizer import TextTokenizer
 
-_FORMAT = 1  # raise it when the same settings give other arrays than before
-_TOKENIZER_CHARACTERS = 50_000_000  # more text makes a BPE slower, not better
+_FORMAT = 2  # raise it when the same settings give other arrays than before
 _WAIT_SECONDS = 0.5
 
 
 def prepare(settings: JobSettings, beat: Beat, *, rank: int = 0) -> Prepared:
-    """PreparedClassification or PreparedLanguageModel, by the task. Raises DataError.
+    """The job's data as its task's recipe makes it. Raises DataError.
 
     `beat` is called every few seconds or more often, also while waiting for rank 0.
     """
     directory = Path(settings.checkpoint.directory, "data", _key(settings))
+    recipe = recipe_for(settings)
     if rank == 0 and not store.is_stored(directory):
         store.store(prepare_here(settings, beat), directory)
     while not store.is_stored(directory):
         beat()
         time.sleep(_WAIT_SECONDS)
     beat()
-    return store.load(directory)
+    return store.load(directory, recipe.split_type)
 
 
 def _key(settings: JobSettings) -> str:
@@ -71,14 +61,11 @@ def _key(settings: JobSettings) -> str:
 
 
 @dataclass(slots=True)
-class _Rows:
-    """Clean rows by split, and what happened to the others."""
+class _Counts:
+    """What happened to the rows that are no examples."""
 
-    train: list[CleanRow]
-    validation: list[CleanRow]
-    test: list[CleanRow] | None
-    read: int
-    bad: int
+    read: int = 0
+    bad: int = 0
     duplicates: int = 0
     near_duplicates: int = 0
     leaked: int = 0
@@ -86,90 +73,79 @@ class _Rows:
 
 def prepare_here(settings: JobSettings, beat: Beat) -> Prepared:
     """The work itself, in this process and without a cache."""
-    rows = _collect(settings, beat)
-    task = settings.task
-    if isinstance(task, TextClassification):
-        labels, warnings = _labels(rows, task)
-        tokenizer = _tokenizer(settings, rows.train, beat, frame_end=True)
-        train, validation = (
-            encode_classification(part, tokenizer, labels, task.max_length, beat)
-            for part in (rows.train, rows.validation)
-        )
-        test = None
-        if rows.test is not None:
-            test = encode_classification(rows.test, tokenizer, labels, task.max_length, beat)
-        report = _report(rows, tokenizer, warnings, train, validation, test)
-        return PreparedClassification(train, validation, test, label_names=labels, tokenizer=tokenizer, report=report)
-    tokenizer = _tokenizer(settings, rows.train, beat, frame_end=False)
-    blocks, validation_blocks = (
-        encode_language_model(part, tokenizer, task.sequence_length, beat) for part in (rows.train, rows.validation)
-    )
-    test_blocks = None
-    if rows.test is not None:
-        test_blocks = encode_language_model(rows.test, tokenizer, task.sequence_length, beat)
-    report = _report(rows, tokenizer, (), blocks, validation_blocks, test_blocks)
-    return PreparedLanguageModel(blocks, validation_blocks, test_blocks, tokenizer=tokenizer, report=report)
+    recipe, counts = recipe_for(settings), _Counts()
+    parts = _collect(settings, recipe, counts, beat)
+    tokenizer = recipe.tokenizer(parts.train, beat)
+    encoded = recipe.encode(parts, tokenizer, beat)
+    for name, split in (("data", encoded.train), ("data.validation", encoded.validation)):
+        if not len(split):
+            raise DataError(Reason.DATA_INVALID, f"{name}: its rows make no sequence to train on; add longer texts")
+    report = _report(recipe, parts, counts, encoded, tokenizer)
+    return Prepared(encoded.train, encoded.validation, encoded.test, encoded.facts, tokenizer, report)
 
 
-def _collect(settings: JobSettings, beat: Beat) -> _Rows:
+def _collect(settings: JobSettings, recipe: Recipe[Any], counts: _Counts, beat: Beat) -> Parts[Any]:
     data = settings.data
-    source = _read(settings, data.source, "data", beat)
-    validation = _read(settings, data.validation, "data.validation", beat) if data.validation else None
-    test = _read(settings, data.test, "data.test", beat) if data.test else None
-    parts = [part for part in (source, validation, test) if part is not None]
-    rows = _Rows(
-        train=[],
-        validation=validation.rows if validation else [],
-        test=test.rows if test else None,
-        read=sum(part.read for part in parts),
-        bad=sum(part.bad for part in parts),
-    )
-    held_out = [*rows.validation, *(rows.test or [])]
-    kept = _deduplicated(source.rows, held_out, rows, settings, beat)
-    if data.validation is None:
-        rows.train, rows.validation = split_rows(kept, data.validation_percent, settings.training.seed)
-    else:
-        rows.train = kept
-    for name, left in (("data", rows.train), ("data.validation", rows.validation), ("data.test", rows.test)):
+    if not data.all_sources:
+        raise DataError(Reason.SETTINGS_INVALID, "spec.data.uri is left out: name the rows")
+
+    def read(location: Location | None, name: str) -> list[Any] | None:
+        if location is None:
+            return None
+        found = _read(settings, recipe, location, name, beat)
+        counts.read, counts.bad = counts.read + found.read, counts.bad + found.bad
+        return found.rows
+
+    source: list[Any] = []
+    for number, place in enumerate(data.all_sources):
+        source += read(place.location, "data" if data.source is not None else f"data.sources[{number}]") or []
+    validation, test = read(data.validation, "data.validation"), read(data.test, "data.test")
+    kept = _deduplicated(source, [*(validation or []), *(test or [])], recipe, counts, settings, beat)
+    for name, left in (("data", kept), ("data.validation", validation), ("data.test", test)):
         if left is not None and not left:
             raise DataError(Reason.DATA_INVALID, f"{name}: no row is left after cleaning and deduplication")
-    return rows
+    parts = recipe.divide(kept, validation)
+    return parts if test is None else Parts(parts.train, parts.validation, test)
 
 
-def _read(settings: JobSettings, location: Location, name: str, beat: Beat) -> CleanRows:
-    task = settings.task
+def _read(settings: JobSettings, recipe: Recipe[Any], location: Location, name: str, beat: Beat) -> CleanRows[Any]:
     files = find_files(location, name)
     beat()
     return clean_rows(
-        read_rows(files, task.text_field),
+        read_rows(files, next(iter(recipe.fields))),
+        recipe.example,
         settings.data.prepare,
         source=name,
         uri=location.uri,
-        text_field=task.text_field,
-        label_field=task.label_field if isinstance(task, TextClassification) else None,
+        fields=recipe.fields,
         beat=beat,
     )
 
 
 def _deduplicated(
-    source: Sequence[CleanRow], held_out: Sequence[CleanRow], counts: _Rows, settings: JobSettings, beat: Beat
-) -> list[CleanRow]:
-    """Training rows without repetitions, and without rows that validation or test files hold."""
+    source: Sequence[Any],
+    held_out: Sequence[Any],
+    recipe: Recipe[Any],
+    counts: _Counts,
+    settings: JobSettings,
+    beat: Beat,
+) -> Sequence[Any]:
+    """Training examples without repetitions, and without those that validation or test files hold."""
     prepare = settings.data.prepare
     if prepare.deduplicate == "None":
-        return list(source)
+        return source
     seen = Deduplicator(prepare.similarity_percent if prepare.deduplicate == "Near" else None)
-    for number, row in enumerate(held_out):
-        seen.add(row.text)
+    for number, example in enumerate(held_out):
+        seen.add(recipe.key(example))
         if number % BEAT_EVERY_ROWS == 0:
             beat()
     kept = []
-    for number, row in enumerate(source):
+    for number, example in enumerate(source):
         if number % BEAT_EVERY_ROWS == 0:
             beat()
-        match = seen.add(row.text)
+        match = seen.add(recipe.key(example))
         if match is None:
-            kept.append(row)
+            kept.append(example)
         elif match.original < len(held_out):
             counts.leaked += 1
         elif match.exact:
@@ -179,85 +155,32 @@ def _deduplicated(
     return kept
 
 
-def _labels(rows: _Rows, task: TextClassification) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Label names, sorted, and warnings. Raises DataError where they cannot be what the user means."""
-    counts = Counter(row.label for row in rows.train)
-    labels = tuple(sorted(counts))
-    if len(labels) < 2:
-        raise DataError(
-            Reason.DATA_INVALID,
-            f"data: all training rows have the {task.label_field} {labels[0]!r}; a classifier needs two labels or more",
-        )
-    if len(labels) > 20 and len(labels) * 2 > len(rows.train):
-        raise DataError(
-            Reason.DATA_INVALID,
-            f"data: field {task.label_field!r} has {len(labels)} different values in {len(rows.train)} rows, which are "
-            "not labels. Set task.textClassification.labelField",
-        )
-    for name, part in (("data.validation", rows.validation), ("data.test", rows.test or [])):
-        unknown = sorted({row.label for row in part} - set(labels))
-        if unknown:
-            raise DataError(
-                Reason.DATA_INVALID,
-                f"{name}: {task.label_field} {', '.join(map(repr, unknown[:5]))} is not among the labels of the "
-                f"training rows ({', '.join(map(repr, labels[:10]))}). Correct it, or add training rows that have it",
-            )
-    rare = [label for label in labels if counts[label] < 5]
-    warnings = (f"fewer than five training rows have the label {', '.join(map(repr, rare[:5]))}",) if rare else ()
-    return labels, warnings
-
-
-def _tokenizer(settings: JobSettings, rows: Sequence[CleanRow], beat: Beat, *, frame_end: bool) -> TextTokenizer:
-    base = settings.model.base
-    if base is not None:
-        if not Path(base.path).is_dir():
-            raise DataError(Reason.MODEL_NOT_FOUND, f"model: no directory at {base.uri}")
-        return TextTokenizer.load(Path(base.path))
-    texts = _sampled(rows, beat)
-    return TextTokenizer.train(texts, settings.data.vocabulary_size, frame_end=frame_end)
-
-
-def _sampled(rows: Sequence[CleanRow], beat: Beat) -> Iterator[str]:
-    """Every n-th text, so that the tokenizer sees at most about _TOKENIZER_CHARACTERS of all parts of the data."""
-    total = sum(len(row.text) for row in rows)
-    step = -(-total // _TOKENIZER_CHARACTERS)
-    for number, row in enumerate(rows[:: max(1, step)]):
-        if number % BEAT_EVERY_ROWS == 0:
-            beat()
-        yield row.text
-
-
 def _report(
-    rows: _Rows,
-    tokenizer: TextTokenizer,
-    warnings: tuple[str, ...],
-    train: ClassificationSplit | LanguageModelSplit,
-    validation: ClassificationSplit | LanguageModelSplit,
-    test: ClassificationSplit | LanguageModelSplit | None,
+    recipe: Recipe[Any], parts: Parts[Any], counts: _Counts, encoded: Encoded, tokenizer: TextTokenizer | None
 ) -> DataReport:
     digest = hashlib.sha256()
-    for name, part in (("train", rows.train), ("validation", rows.validation), ("test", rows.test or [])):
+    for name, part in (("train", parts.train), ("validation", parts.validation), ("test", parts.test or [])):
         digest.update(name.encode() + b"\0")
-        for row in part:
-            for text in (row.text, row.label):
-                encoded = text.encode()
-                digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        for example in part:
+            for text in recipe.digest_parts(example):
+                content = text.encode()
+                digest.update(len(content).to_bytes(8, "little") + content)
+    vocabulary_size = encoded.vocabulary_size
+    if vocabulary_size is None:
+        vocabulary_size = tokenizer.vocabulary_size if tokenizer is not None else 0
+    test = None
+    if parts.test is not None and encoded.test is not None:
+        test = SplitReport(len(parts.test), encoded.test.tokens)
     return DataReport(
-        rows_read=rows.read,
-        rows_bad=rows.bad,
-        duplicates=rows.duplicates,
-        near_duplicates=rows.near_duplicates,
-        leaked=rows.leaked,
-        vocabulary_size=tokenizer.vocabulary_size,
+        rows_read=counts.read,
+        rows_bad=counts.bad,
+        duplicates=counts.duplicates,
+        near_duplicates=counts.near_duplicates,
+        leaked=counts.leaked,
+        vocabulary_size=vocabulary_size,
         digest=f"sha256:{digest.hexdigest()}",
-        train=SplitReport(len(rows.train), _tokens(train)),
-        validation=SplitReport(len(rows.validation), _tokens(validation)),
-        test=SplitReport(len(rows.test), _tokens(test)) if rows.test is not None and test is not None else None,
-        warnings=warnings,
+        train=SplitReport(len(parts.train), encoded.train.tokens),
+        validation=SplitReport(len(parts.validation), encoded.validation.tokens),
+        test=test,
+        warnings=encoded.warnings,
     )
-
-
-def _tokens(split: ClassificationSplit | LanguageModelSplit) -> int:
-    if isinstance(split, ClassificationSplit):
-        return len(split.token_ids_X)
-    return int((split.lengths_R - 1).sum()) + (1 if len(split) else 0)

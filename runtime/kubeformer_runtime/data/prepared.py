@@ -1,12 +1,12 @@
-"""What preparation hands to the trainer: token ids in flat arrays, label names, the tokenizer, a report.
+"""What preparation hands to the trainer: arrays, facts to read them with, the tokenizer, a report.
 
 Legend: R rows, B rows of one batch, T tokens of the longest row of a batch, S sequence length, X all tokens
 of a split. Arrays may be read-only memory maps of the cache under the checkpoint directory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,27 @@ from kubeformer_runtime.data.tokenizer import TextTokenizer
 Int32: TypeAlias = NDArray[np.int32]
 Int64: TypeAlias = NDArray[np.int64]
 Float32: TypeAlias = NDArray[np.float32]
+Bool: TypeAlias = NDArray[np.bool_]
 
 IGNORE = -100  # a target that counts for nothing, as in torch.nn.functional.cross_entropy
 
 # Preparation calls this at least every few seconds, from the loop that does the work, so that a hang shows.
 Beat: TypeAlias = Callable[[], None]
+
+
+class Split(Protocol):
+    """Rows as arrays: a frozen dataclass whose fields are all numpy arrays. Each recipe has its own."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __len__(self) -> int:
+        """Rows that batches are made of."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Tokens (or items) of all rows, padding left out."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,54 +68,18 @@ class DataReport:
 
 
 @dataclass(frozen=True, slots=True)
-class ClassificationSplit:
-    """R labelled texts, truncated to max_length tokens, bos and eos included."""
+class Prepared:
+    """Everything that a model is trained on. What kind of split it holds, and which facts, the recipe says."""
 
-    token_ids_X: Int32
-    offsets_R1: Int64  # row r is token_ids_X[offsets_R1[r]:offsets_R1[r + 1]]
-    labels_R: Int32  # index into label_names
-
-    def __len__(self) -> int:
-        return len(self.labels_R)
+    train: Split
+    validation: Split
+    test: Split | None
+    facts: Mapping[str, Any]
+    tokenizer: TextTokenizer | None  # None: rows that are not made of text
+    report: DataReport
 
     @property
-    def lengths_R(self) -> Int64:
-        """Tokens of each row."""
-        return np.diff(self.offsets_R1)
-
-
-@dataclass(frozen=True, slots=True)
-class LanguageModelSplit:
-    """R packed sequences: row r trains positions 0..S-1 to predict 1..S. Only the last may be partly padding."""
-
-    blocks_RS1: Int32  # S + 1 token ids a row; neighbouring rows share one token
-    lengths_R: Int64  # valid tokens of each row, 2..S+1
-
-    def __len__(self) -> int:
-        return len(self.blocks_RS1)
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedClassification:
-    """Everything that a classifier is trained on."""
-
-    train: ClassificationSplit
-    validation: ClassificationSplit
-    test: ClassificationSplit | None
-    label_names: tuple[str, ...]  # sorted; the index is the class
-    tokenizer: TextTokenizer
-    report: DataReport
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedLanguageModel:
-    """Everything that a language model is trained on."""
-
-    train: LanguageModelSplit
-    validation: LanguageModelSplit
-    test: LanguageModelSplit | None
-    tokenizer: TextTokenizer
-    report: DataReport
-
-
-Prepared: TypeAlias = PreparedClassification | PreparedLanguageModel
+    def text_tokenizer(self) -> TextTokenizer:
+        """The tokenizer, for tasks that always have one."""
+        assert self.tokenizer is not None
+        return self.tokenizer

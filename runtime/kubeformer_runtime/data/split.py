@@ -5,21 +5,32 @@ its share, by largest remainders, and a label with a single text keeps it for tr
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from kubeformer.contract.names import Reason
-from kubeformer_runtime.data.clean import CleanRow
 from kubeformer_runtime.data.errors import DataError
 
+Example = TypeVar("Example")
 
-def split_rows(rows: Sequence[CleanRow], percent: int, seed: int) -> tuple[list[CleanRow], list[CleanRow]]:
+
+def split_rows(
+    rows: Sequence[Example],
+    percent: int,
+    seed: int,
+    *,
+    key: Callable[[Example], str],
+    stratum: Callable[[Example], str] = lambda _: "",
+) -> tuple[list[Example], list[Example]]:
     """(training rows, validation rows), each in the order of `rows`. At least one text is on either side.
 
-    Raises DataError where there are fewer than two different texts.
+    `key` is a row's text, `stratum` its label. Raises DataError where there are fewer than two different texts.
     """
+    keys = [key(row) for row in rows]
     groups: dict[str, str] = {}  # text: label of its first row
-    for row in rows:
-        groups.setdefault(row.text, row.label)
+    for text, row in zip(keys, rows, strict=True):
+        if text not in groups:
+            groups[text] = stratum(row)
     if len(groups) < 2:
         raise DataError(
             Reason.DATA_INVALID,
@@ -32,8 +43,8 @@ def split_rows(rows: Sequence[CleanRow], percent: int, seed: int) -> tuple[list[
     chosen: set[str] = set()
     for label, count in _shares({label: len(texts) for label, texts in strata.items()}, wanted).items():
         chosen.update(sorted(strata[label], key=lambda text: _rank(text, seed))[:count])
-    training = [row for row in rows if row.text not in chosen]
-    validation = [row for row in rows if row.text in chosen]
+    training = [row for text, row in zip(keys, rows, strict=True) if text not in chosen]
+    validation = [row for text, row in zip(keys, rows, strict=True) if text in chosen]
     return training, validation
 
 

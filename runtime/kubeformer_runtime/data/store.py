@@ -7,23 +7,14 @@ load it. Arrays are mapped, not read: N ranks of a pod share one copy in the pag
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from kubeformer_runtime.data.prepared import (
-    ClassificationSplit,
-    DataReport,
-    LanguageModelSplit,
-    Prepared,
-    PreparedClassification,
-    PreparedLanguageModel,
-    SplitReport,
-)
+from kubeformer_runtime.data.prepared import DataReport, Prepared, Split, SplitReport
 from kubeformer_runtime.data.tokenizer import TextTokenizer
 from kubeformer_runtime.durable import new_directory
 
-_Split = TypeVar("_Split", ClassificationSplit, LanguageModelSplit)
 _META = "prepared.json"
 _TOKENIZER = "tokenizer"
 _SPLITS = ("train", "validation", "test")
@@ -37,39 +28,27 @@ def is_stored(directory: Path) -> bool:
 def store(prepared: Prepared, directory: Path) -> None:
     """Write everything; the directory must not exist."""
     with new_directory(directory) as target:
-        splits = [name for name in _SPLITS if getattr(prepared, name) is not None]
-        for name in splits:
-            split = getattr(prepared, name)
+        splits = {name: split for name in _SPLITS if (split := getattr(prepared, name)) is not None}
+        for name, split in splits.items():
             for field in dataclasses.fields(split):
                 np.save(target / f"{name}.{field.name}.npy", getattr(split, field.name), allow_pickle=False)
-        prepared.tokenizer.save(target / _TOKENIZER)
-        labels = list(prepared.label_names) if isinstance(prepared, PreparedClassification) else None
-        meta = {"labels": labels, "splits": splits, "report": dataclasses.asdict(prepared.report)}
+        if prepared.tokenizer is not None:
+            prepared.tokenizer.save(target / _TOKENIZER)
+        meta = {"facts": dict(prepared.facts), "splits": [*splits], "report": dataclasses.asdict(prepared.report)}
         (target / _META).write_text(json.dumps(meta, indent=2))
 
 
-def load(directory: Path) -> Prepared:
-    """What `store` wrote; arrays are read-only maps."""
+def load(directory: Path, split_type: type[Split]) -> Prepared:
+    """What `store` wrote, of splits of this type; arrays are read-only maps."""
     meta = json.loads((directory / _META).read_text())
-    tokenizer = TextTokenizer.load(directory / _TOKENIZER)
-    report = _report(meta["report"])
-    if meta["labels"] is None:
-        parts = {name: _split(directory, name, LanguageModelSplit) for name in meta["splits"]}
-        return PreparedLanguageModel(
-            parts["train"], parts["validation"], parts.get("test"), tokenizer=tokenizer, report=report
-        )
-    classes = {name: _split(directory, name, ClassificationSplit) for name in meta["splits"]}
-    return PreparedClassification(
-        classes["train"],
-        classes["validation"],
-        classes.get("test"),
-        label_names=tuple(meta["labels"]),
-        tokenizer=tokenizer,
-        report=report,
+    parts = {name: _split(directory, name, split_type) for name in meta["splits"]}
+    tokenizer = TextTokenizer.load(directory / _TOKENIZER) if (directory / _TOKENIZER).is_dir() else None
+    return Prepared(
+        parts["train"], parts["validation"], parts.get("test"), meta["facts"], tokenizer, _report(meta["report"])
     )
 
 
-def _split(directory: Path, name: str, kind: type[_Split]) -> _Split:
+def _split(directory: Path, name: str, kind: type[Split]) -> Split:
     return kind(**{field.name: _array(directory / f"{name}.{field.name}.npy") for field in dataclasses.fields(kind)})
 
 

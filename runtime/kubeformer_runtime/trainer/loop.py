@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from kubeformer_runtime.trainer.optimizers import make_optimizer, seed_step
 from kubeformer_runtime.trainer.report import LAST_EPOCHS, Clock, Reporter
 from kubeformer_runtime.trainer.schedule import count_steps, evaluation_due, learning_rate
 from kubeformer_runtime.trainer.state import State
-from kubeformer_runtime.trainer.tasks import Network, Split, Task, evaluation_shares, passes
+from kubeformer_runtime.trainer.tasks import Network, Ranks, Split, Task, Totals, evaluation_shares, passes
 from kubeformer_runtime.trainer.world import World
 
 AUTO_INTERVAL_SECONDS = 300  # between checkpoints, where the settings leave it open
@@ -167,18 +168,31 @@ class Loop:
         Raises Stopped, with the state saved, where a stop is wished for meanwhile.
         """
         self.network.eval()
-        loss, correct, weight, rows = 0.0, 0.0, 0.0, min(self.rows_per_pass, EVALUATION_ROWS)
+        totals, rows = [0.0, 0.0, 0.0], min(self.rows_per_pass, EVALUATION_ROWS)
         for share in evaluation_shares(split, rows, self.world.rank, self.world.size):
             with torch.no_grad(), self._precision():
                 tally = self.task.tally(self.network, self.task.batch(split, share))
-            sums = [float(tally.loss), float(tally.correct), tally.weight, self.stop_wished()]
-            more_loss, more_correct, more_weight, stop = self.world.sum(sums)
-            loss, correct, weight = loss + more_loss, correct + more_correct, weight + more_weight
-            self.reporter.beat()
-            if stop:
-                self._save()
-                raise Stopped(f"stopped while evaluating step {self.state.step}, which is saved")
-        return self.task.measures(loss, correct, weight)
+            found = [float(tally.loss), float(tally.correct), tally.weight, *map(float, tally.more)]
+            *found, stop = self.world.sum([*found, self.stop_wished()])
+            totals = [total + more for total, more in zip_longest(totals, found, fillvalue=0.0)]
+            self._end_of_pass(bool(stop))
+        loss, correct, weight, *more = totals
+        ranks = Ranks(
+            self.world.rank,
+            self.world.size,
+            self.world.sum,
+            lambda: self._end_of_pass(bool(self.world.sum([self.stop_wished()])[0])),
+        )
+        with torch.no_grad(), self._precision():
+            extra = self.task.extra(self.network, split, Totals(loss, correct, weight, tuple(more)), ranks)
+        return self.task.measures(loss, correct, weight) | extra
+
+    def _end_of_pass(self, stop: bool) -> None:
+        """After each pass of an evaluation: a sign of life, and an end where one is wished for."""
+        self.reporter.beat()
+        if stop:
+            self._save()
+            raise Stopped(f"stopped while evaluating step {self.state.step}, which is saved")
 
     def _save_due(self) -> bool:
         return self.world.first and self.clock.monotonic() - self._saved_at >= (self.interval or AUTO_INTERVAL_SECONDS)

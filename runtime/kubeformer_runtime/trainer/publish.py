@@ -28,7 +28,7 @@ NOTE = "published.json"
 def publish(
     settings: JobSettings,
     network: Network,
-    tokenizer: TextTokenizer,
+    tokenizer: TextTokenizer | None,
     report: DataReport,
     state: State,
     step: int,
@@ -37,7 +37,8 @@ def publish(
     """Writes the model to `output.location.path`, replacing one that is there. OSError where storage refuses."""
     with new_directory(Path(settings.output.location.path), replace=True) as fresh:
         save(fresh, network)
-        tokenizer.save(fresh)
+        if tokenizer is not None:
+            tokenizer.save(fresh)
         name = digest(fresh)
         artifact = Artifact(uri=settings.output.location.uri, digest=name, step=step, metrics=metrics)
         card = model_card(settings, artifact, report, state)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from kubeformer.contract.job import JobSettings, LanguageModel
+from kubeformer.contract.job import JobSettings
 from kubeformer.contract.names import ENV_ATTEMPT, ExitCode, Reason
 from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.data.prepare import prepare
-from kubeformer_runtime.data.prepared import Prepared, PreparedClassification
+from kubeformer_runtime.data.prepared import Prepared
 from kubeformer_runtime.heartbeat import Heartbeat
 from kubeformer_runtime.model.errors import ModelError
 from kubeformer_runtime.trainer import checkpoint
@@ -27,7 +27,7 @@ from kubeformer_runtime.trainer.report import Clock, Reporter
 from kubeformer_runtime.trainer.schedule import count_steps
 from kubeformer_runtime.trainer.state import Fingerprint, State
 from kubeformer_runtime.trainer.stop import StopWish
-from kubeformer_runtime.trainer.tasks import LanguageModelTask, Network, Task, TextClassificationTask
+from kubeformer_runtime.trainer.tasks import Network, Task, make_task
 from kubeformer_runtime.trainer.world import Place, World
 
 
@@ -90,7 +90,7 @@ def _train(settings: JobSettings, place: Place, reporter: Reporter, stop: StopWi
         stop_wished=lambda: stop.wished,
         clock=clock,
         bfloat16=use_bfloat16(settings, world.device),
-        rows_per_pass=_rows_per_pass(settings, network, parameters, place, world.device),
+        rows_per_pass=_rows_per_pass(task, network, parameters, place, world.device),
     )
     loop = Loop(
         settings, task, network, prepared.validation, State(fingerprint=fingerprint, world_size=world.size), around
@@ -117,16 +117,10 @@ def _train(settings: JobSettings, place: Place, reporter: Reporter, stop: StopWi
     world.leave(reporter.beat)
 
 
-def make_task(settings: JobSettings, prepared: Prepared) -> Task:
-    """The task that fits what was prepared."""
-    if isinstance(prepared, PreparedClassification):
-        return TextClassificationTask(prepared, settings.training)
-    return LanguageModelTask(prepared, settings.training)
-
-
 def check_objective(settings: JobSettings, task: Task) -> None:
     """Raises InvalidJob where the objective is no metric of the task."""
-    known = [f"{split}/{name}" for split in ("validation", "train") for name in task.metrics]
+    known = [f"validation/{name}" for name in (*task.metrics, *task.extra_metrics)]
+    known += [f"train/{name}" for name in task.metrics]
     if settings.training.objective_metric not in known:
         raise InvalidJob(
             f"spec.training.objective.metric is {settings.training.objective_metric!r}; "
@@ -141,14 +135,12 @@ def use_bfloat16(settings: JobSettings, device: torch.device) -> bool:
     return settings.training.precision == "BFloat16"
 
 
-def _rows_per_pass(settings: JobSettings, network: Network, parameters: int, place: Place, device: torch.device) -> int:
+def _rows_per_pass(task: Task, network: Network, parameters: int, place: Place, device: torch.device) -> int:
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
         memory = memory_bytes() // place.local_size
-    task = settings.task
-    length = task.sequence_length if isinstance(task, LanguageModel) else getattr(task, "max_length", 512)
-    return rows_per_pass(network.config, parameters, length, memory, device.type == "cpu")
+    return rows_per_pass(network.config, parameters, task.row_tokens, memory, device.type == "cpu")
 
 
 def _resume(loop: Loop, directory: Path, fingerprint: Fingerprint) -> None:

@@ -1,17 +1,18 @@
 """Text is cleaned once and for all; rows that cannot be used are counted, and too many of them are an error."""
 
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeformer.contract.job import Prepare
 from kubeformer.contract.names import Reason
 from kubeformer_runtime.data.clean import CleanRow, CleanRows, Normalize, clean_rows, clean_text
 from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.data.read import BadRow, Place, RawRow
-from tests.unit.data.builders import no_beat
+from kubeformer_runtime.data.recipes import text_classification
+from tests.unit.data.builders import no_beat, settings
 
 
 def rows(*values: object) -> list[RawRow | BadRow]:
@@ -21,14 +22,15 @@ def rows(*values: object) -> list[RawRow | BadRow]:
     ]
 
 
-def clean(raw: list[RawRow | BadRow], label_field: str | None = "label", **prepare: object) -> CleanRows:
+def clean(raw: list[RawRow | BadRow], **prepare: object) -> CleanRows[CleanRow]:
+    recipe = text_classification.recipe(settings(Path("checkpoints"), Path("f.jsonl"), **prepare))
     return clean_rows(
         raw,
-        Prepare(**prepare),
+        recipe.example,
+        recipe.prepare,
         source="data",
         uri="pvc://mail/f.jsonl",
-        text_field="text",
-        label_field=label_field,
+        fields=recipe.fields,
         beat=no_beat,
     )
 

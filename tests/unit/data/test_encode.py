@@ -4,10 +4,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeformer_runtime.data.batch import classification_batch, language_model_batch
 from kubeformer_runtime.data.clean import CleanRow
-from kubeformer_runtime.data.encode import encode_classification, encode_language_model, pack
 from kubeformer_runtime.data.prepared import IGNORE
+from kubeformer_runtime.data.recipes.language_model import encode_language_model, language_model_batch, pack
+from kubeformer_runtime.data.recipes.text_classification import classification_batch, encode_classification
 from kubeformer_runtime.data.tokenizer import TextTokenizer
 from tests.unit.data.builders import mails, no_beat
 

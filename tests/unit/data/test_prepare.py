@@ -9,13 +9,10 @@ import pytest
 from kubeformer.contract.names import Reason
 from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.data.prepare import prepare, prepare_here
-from kubeformer_runtime.data.prepared import Prepared, PreparedClassification, PreparedLanguageModel
+from kubeformer_runtime.data.prepared import Prepared
+from kubeformer_runtime.data.recipes.language_model import LanguageModelSplit
+from kubeformer_runtime.data.recipes.text_classification import ClassificationSplit, label_names
 from tests.unit.data.builders import LanguageModel, mails, no_beat, settings, write_jsonl
-
-
-def classification(prepared: Prepared) -> PreparedClassification:
-    assert isinstance(prepared, PreparedClassification)
-    return prepared
 
 
 def test_every_row_that_was_read_is_accounted_for(tmp_path: Path) -> None:
@@ -32,9 +29,11 @@ def test_every_row_that_was_read_is_accounted_for(tmp_path: Path) -> None:
 
 def test_labels_are_sorted_names_and_rows_keep_theirs(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "mail.jsonl", mails(90))
-    prepared = classification(prepare_here(settings(tmp_path, source), no_beat))
-    assert prepared.label_names == ("ham", "spam")
+    prepared = prepare_here(settings(tmp_path, source), no_beat)
+    assert label_names(prepared) == ("ham", "spam")
     assert len(prepared.validation) == 9
+    assert isinstance(prepared.train, ClassificationSplit)
+    assert isinstance(prepared.validation, ClassificationSplit)
     total = np.bincount(prepared.train.labels_R, minlength=2) + np.bincount(prepared.validation.labels_R, minlength=2)
     assert total.tolist() == [60, 30]
 
@@ -53,14 +52,16 @@ def test_rank_0_prepares_and_the_others_find_the_same_arrays(tmp_path: Path) -> 
     beats: list[int] = []
     other = threading.Thread(target=lambda: found.append(prepare(job, lambda: beats.append(1), rank=1)))
     other.start()
-    first = classification(prepare(job, no_beat, rank=0))
+    first = prepare(job, no_beat, rank=0)
     other.join(60)
-    second = classification(found[0])
+    second = found[0]
     assert beats  # it said that it lives while it waited
+    assert isinstance(first.train, ClassificationSplit)
+    assert isinstance(second.train, ClassificationSplit)
     np.testing.assert_array_equal(first.train.token_ids_X, second.train.token_ids_X)
-    np.testing.assert_array_equal(first.validation.labels_R, second.validation.labels_R)
+    np.testing.assert_array_equal(first.train.labels_R, second.train.labels_R)
     assert first.report == second.report
-    assert first.tokenizer.files == second.tokenizer.files
+    assert first.text_tokenizer.files == second.text_tokenizer.files
 
 
 def test_a_restarted_job_goes_on_with_the_rows_it_began_with(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_a_language_model_gets_packed_blocks(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("\n\n".join(mail["text"] for mail in mails(50)))
     job = settings(tmp_path / "checkpoints", tmp_path / "book.txt", task=LanguageModel(sequence_length=16))
     prepared = prepare(job, no_beat)
-    assert isinstance(prepared, PreparedLanguageModel)
+    assert isinstance(prepared.train, LanguageModelSplit)
     assert prepared.train.blocks_RS1.shape[1] == 17
     assert prepared.report.train.rows == 45
     assert prepared.report.train.tokens == int((prepared.train.lengths_R - 1).sum()) + 1
@@ -102,9 +103,9 @@ def test_a_language_model_gets_packed_blocks(tmp_path: Path) -> None:
 def test_a_base_models_own_tokenizer_is_used(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "mail.jsonl", mails(60))
     first = prepare_here(settings(tmp_path, source, vocabulary_size=280), no_beat)
-    first.tokenizer.save(tmp_path / "base")
+    first.text_tokenizer.save(tmp_path / "base")
     second = prepare_here(settings(tmp_path, source, base=tmp_path / "base", vocabulary_size=400), no_beat)
-    assert second.tokenizer.files == first.tokenizer.files
+    assert second.text_tokenizer.files == first.text_tokenizer.files
 
 
 @pytest.mark.parametrize(

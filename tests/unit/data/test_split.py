@@ -6,9 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kubeformer_runtime.data import split
 from kubeformer_runtime.data.clean import CleanRow
 from kubeformer_runtime.data.errors import DataError
-from kubeformer_runtime.data.split import split_rows
+
+
+def split_rows(rows: list[CleanRow], percent: int, seed: int) -> tuple[list[CleanRow], list[CleanRow]]:
+    return split.split_rows(rows, percent, seed, key=lambda row: row.text, stratum=lambda row: row.label)
+
 
 ROWS = st.lists(st.builds(CleanRow, st.sampled_from([f"t{n}" for n in range(40)]), st.sampled_from("abc")), min_size=2)
 

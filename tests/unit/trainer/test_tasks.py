@@ -1,7 +1,5 @@
 """The gradient of a step is that of the mean over its global batch, however it is split over ranks and passes."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 import torch
@@ -10,39 +8,15 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from kubeformer.contract.job import Training
-from kubeformer_runtime.data.prepared import (
-    ClassificationSplit,
-    DataReport,
-    LanguageModelSplit,
-    PreparedClassification,
-    PreparedLanguageModel,
-    SplitReport,
-)
-from kubeformer_runtime.data.tokenizer import TextTokenizer
+from kubeformer_runtime.data.recipes.language_model import LanguageModelSplit
+from kubeformer_runtime.data.recipes.text_classification import ClassificationSplit
 from kubeformer_runtime.trainer.flat import Flat
-from kubeformer_runtime.trainer.tasks import (
-    LanguageModelTask,
-    Network,
-    Task,
-    TextClassificationTask,
-    evaluation_shares,
-    passes,
-)
+from kubeformer_runtime.trainer.tasks import Network, Task, evaluation_shares, passes
+from kubeformer_runtime.trainer.tasks.language_model import LanguageModelTask
+from kubeformer_runtime.trainer.tasks.text_classification import TextClassificationTask
 from tests.unit.model.builders import classifier_config, llama_config, random_classifier, random_llama
 
 ROWS = 23
-
-
-@cache
-def tokenizer() -> TextTokenizer:
-    """Any; tasks ask it only which id pads."""
-    return TextTokenizer.train(["a few words"], 300)
-
-
-def report() -> DataReport:
-    """Any."""
-    split = SplitReport(rows=ROWS, tokens=0)
-    return DataReport(ROWS, 0, 0, 0, 0, 97, "sha256:0", split, split, None)
 
 
 def make(kind: str, batch_size: int) -> tuple[Task, Network]:
@@ -56,13 +30,11 @@ def make(kind: str, batch_size: int) -> tuple[Task, Network]:
             np.concatenate(([0], lengths.cumsum())),
             draw.integers(0, 3, ROWS).astype(np.int32),
         )
-        prepared = PreparedClassification(split, split, None, ("ham", "spam", "neither"), tokenizer(), report())
-        return TextClassificationTask(prepared, training), random_classifier(classifier_config(dropout=0.0))
+        return TextClassificationTask(split, training, 16, pad_id=0), random_classifier(classifier_config(dropout=0.0))
     blocks = LanguageModelSplit(
         draw.integers(0, 97, (ROWS, 13)).astype(np.int32), np.array([13] * (ROWS - 1) + [4], dtype=np.int64)
     )
-    language = PreparedLanguageModel(blocks, blocks, None, tokenizer(), report())
-    return LanguageModelTask(language, training), random_llama(llama_config(layers=1))
+    return LanguageModelTask(blocks, training), random_llama(llama_config(layers=1))
 
 
 def gradient(task: Task, network: Network, step: int, size: int, rows: int) -> torch.Tensor:
