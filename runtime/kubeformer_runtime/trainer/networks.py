@@ -11,6 +11,7 @@ import torch
 
 from kubeformer.contract.job import Architecture, JobSettings
 from kubeformer_runtime.data.prepared import Prepared
+from kubeformer_runtime.model import scratch
 from kubeformer_runtime.model.config import LlamaConfig, ModelConfig
 from kubeformer_runtime.model.digest import digest
 from kubeformer_runtime.model.errors import ModelError
@@ -41,6 +42,18 @@ def from_scratch(settings: JobSettings) -> Architecture:
     if settings.model.architecture is None:
         raise InvalidJob("spec.model: one of architecture, uri and trainingJobRef has to be given")
     return settings.model.architecture
+
+
+def shape_of(architecture: Architecture) -> scratch.Shape:
+    """The numbers of an architecture, as the model room takes them."""
+    return scratch.Shape(
+        layers=architecture.layers,
+        width=architecture.width,
+        heads=architecture.heads,
+        key_value_heads=architecture.key_value_heads,
+        mlp_width=architecture.mlp_width,
+        activation=architecture.activation,
+    )
 
 
 def base_model(settings: JobSettings, prepared: Prepared) -> LoadedModel:
@@ -76,28 +89,15 @@ def decoder(settings: JobSettings, prepared: Prepared, length: int, task: str) -
             )
         return loaded.module()
     architecture = from_scratch(settings)
-    heads = architecture.heads
-    if architecture.activation != "SwiGLU":
-        raise InvalidJob(
-            f"spec.model.architecture.activation is {architecture.activation}; a {task} is written in Llama's "
-            "layout, whose MLP is SwiGLU: leave the field out or set it to SwiGLU"
-        )
-    if architecture.width % heads:
-        raise InvalidJob(f"spec.model.architecture: width {architecture.width} cannot be split over {heads} heads")
-    config = LlamaConfig(
-        vocabulary_size=tokenizer.vocabulary_size,
-        width=architecture.width,
-        layers=architecture.layers,
-        heads=heads,
-        key_value_heads=architecture.key_value_heads or heads,
-        head_width=architecture.width // heads,
-        mlp_width=architecture.mlp_width or 4 * architecture.width,
-        max_length=length,
-        bos_token_id=tokenizer.bos_id,
-        eos_token_ids=() if tokenizer.eos_id is None else (tokenizer.eos_id,),
-        pad_token_id=tokenizer.pad_id,
-    )
     try:
+        config = scratch.decoder(
+            shape_of(architecture),
+            vocabulary_size=tokenizer.vocabulary_size,
+            max_length=length,
+            bos_token_id=tokenizer.bos_id,
+            eos_token_id=tokenizer.eos_id,
+            pad_token_id=tokenizer.pad_id,
+        )
         return empty(config, architecture.dropout)
     except ModelError as error:
         raise InvalidJob(f"spec.model.architecture: {error}") from None

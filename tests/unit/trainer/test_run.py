@@ -290,10 +290,6 @@ class TestWhatCannotWorkEndsAtOnceAndSaysWhy:
     def test_heads_that_do_not_divide_the_width(self, tmp_path: Path) -> None:
         assert "width 16 cannot be split evenly over 3 heads" in self.refused(job(tmp_path, heads=3), "SettingsInvalid")
 
-    def test_a_language_model_with_an_activation_that_llama_lacks(self, tmp_path: Path) -> None:
-        settings = job(tmp_path, task="LanguageModel", activation="ReLU")
-        assert "set it to SwiGLU" in self.refused(settings, "SettingsInvalid")
-
     def test_a_loss_that_is_no_number_any_more(self, tmp_path: Path) -> None:
         settings = job(tmp_path, optimizer="SGD", learning_rate=1e25, max_gradient_norm=0.0, warmup_percent=0)
         message = self.refused(settings, "TrainingDiverged")

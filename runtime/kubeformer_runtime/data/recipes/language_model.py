@@ -10,7 +10,7 @@ from kubeformer_runtime.data.clean import CleanRow
 from kubeformer_runtime.data.prepared import IGNORE, Beat, Float32, Int32, Int64
 from kubeformer_runtime.data.read import BadRow, RawRow
 from kubeformer_runtime.data.recipes import Encoded, Parts
-from kubeformer_runtime.data.recipes.texts import base_tokenizer, chunks, clean_field, flattened, sampled
+from kubeformer_runtime.data.recipes.texts import chunks, clean_field, flattened, given_tokenizer, sampled
 from kubeformer_runtime.data.split import split_rows
 from kubeformer_runtime.data.tokenizer import TextTokenizer
 
@@ -78,8 +78,8 @@ class LanguageModelRecipe:
 
     def tokenizer(self, train: Sequence[CleanRow], beat: Beat) -> TextTokenizer:
         """See Recipe."""
-        base, size = base_tokenizer(self.settings), self.settings.data.vocabulary_size
-        return base or TextTokenizer.train(sampled(train, self.texts, beat), size)
+        given, size = given_tokenizer(self.settings), self.settings.data.vocabulary_size
+        return given or TextTokenizer.train(sampled(train, self.texts, beat), size)
 
     def encode(self, parts: Parts[CleanRow], tokenizer: TextTokenizer | None, beat: Beat) -> Encoded:
         """See Recipe."""

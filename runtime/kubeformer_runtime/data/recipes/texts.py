@@ -31,14 +31,18 @@ def clean_field(row: RawRow, name: str, prepare: Prepare) -> str | BadRow:
     return text
 
 
-def base_tokenizer(settings: JobSettings) -> TextTokenizer | None:
-    """The base model's tokenizer; None where there is no base. Raises DataError where it cannot be read."""
-    base = settings.model.base
-    if base is None:
-        return None
-    if not Path(base.path).is_dir():
-        raise DataError(Reason.MODEL_NOT_FOUND, f"model: no directory at {base.uri}")
-    return TextTokenizer.load(Path(base.path))
+def given_tokenizer(settings: JobSettings) -> TextTokenizer | None:
+    """The base model's tokenizer, or that of data.tokenizer; None where one has to be trained.
+
+    Raises DataError where it cannot be read.
+    """
+    base, own = settings.model.base, settings.data.tokenizer
+    for field, location in (("model", base), ("data.tokenizer", own)):
+        if location is not None:
+            if not Path(location.path).is_dir():
+                raise DataError(Reason.MODEL_NOT_FOUND, f"{field}: no directory at {location.uri}")
+            return TextTokenizer.load(Path(location.path))
+    return None
 
 
 def sampled(examples: Sequence[T], texts: Callable[[T], Sequence[str]], beat: Beat) -> Iterator[str]:
