@@ -13,6 +13,7 @@ Source: QLoRA, https://arxiv.org/abs/2305.14314 (section 3; the levels: appendix
 Shapes: O out, I in, P pairs of weights (one byte each), N blocks, M groups of blocks, X any leading dimensions.
 """
 
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -30,7 +31,7 @@ LEVELS = (
 )
 BLOCK = 64  # weights that share a largest value
 GROUP = 256  # largest values that share a step, where they are quantised too
-LARGEST_GAP = max(high - low for low, high in zip(LEVELS[:-1], LEVELS[1:], strict=True))
+LARGEST_GAP = max(high - low for low, high in pairwise(LEVELS))
 
 
 def quantize_int8(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +148,7 @@ class Int8Linear(QuantizedLinear):
 
     def product(self, x_XI: Tensor) -> Tensor:
         """See QuantizedLinear."""
-        y: Tensor = _Int8Product.apply(x_XI, self.get_buffer("code"), self.get_buffer("scale"))
+        y: Tensor = _Int8Product.apply(x_XI, self.get_buffer("code"), self.get_buffer("scale"))  # type: ignore[no-untyped-call]
         return y
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
@@ -173,7 +174,7 @@ class NF4Linear(QuantizedLinear):
     def product(self, x_XI: Tensor) -> Tensor:
         """See QuantizedLinear."""
         shape = (self.out_features, self.in_features)
-        y: Tensor = _NF4Product.apply(x_XI, shape, self.get_buffer("code"), *self._kept())
+        y: Tensor = _NF4Product.apply(x_XI, shape, self.get_buffer("code"), *self._kept())  # type: ignore[no-untyped-call]
         return y
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
