@@ -4,6 +4,7 @@ The activation picks the generation of Transformer, and with it the layout that 
 
     task                 SwiGLU                             ReLU, GELU
     decoder              Llama (LlamaForCausalLM)           GPT-2 (GPT2LMHeadModel)
+    encoder-decoder      refused                            2017 (MarianMTModel)
 
 Llama's generation has rotary positions, RMSNorm and a gated MLP without biases; the older one has learned
 positions, LayerNorm and the mission's MLP, W2 · activation(W1 · x + b1) + b2. Pure.
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from kubeformer_runtime.model.config import Activation
 from kubeformer_runtime.model.decoder_config import DecoderActivation, LlamaConfig
 from kubeformer_runtime.model.errors import ModelError
+from kubeformer_runtime.model.seq2seq_config import Seq2SeqConfig
 
 GPT2_ACTIVATION: dict[Activation, DecoderActivation] = {"ReLU": "ReLU", "GELU": "GELUTanh"}
 
@@ -88,5 +90,51 @@ def decoder(
             attention_bias=True,
             mlp_bias=True,
         )
+    config.check()
+    return config
+
+
+def encoder_decoder(
+    shape: Shape,
+    *,
+    vocabulary_size: int,
+    max_length: int,
+    bos_token_id: int | None,
+    eos_token_id: int,
+    pad_token_id: int,
+    dropout: float = 0.1,
+    norm_first: bool = False,
+) -> Seq2SeqConfig:
+    """The Transformer of 2017, with as many layers in the encoder as in the decoder.
+
+    Targets begin with <bos>, or with <pad> where there is none (as Marian's do). `norm_first`: Pegasus's layout.
+
+    Raises:
+        ModelError: the numbers do not fit together, or the activation has a gate.
+    """
+    shape.refuse_shared_heads("an encoder-decoder")
+    if shape.activation == "SwiGLU":
+        raise ModelError(
+            "activation is SwiGLU, but an encoder-decoder is the Transformer of 2017, whose MLP has no gate: set it to "
+            "ReLU or GELU"
+        )
+    start = pad_token_id if bos_token_id is None else bos_token_id
+    config = Seq2SeqConfig(
+        vocabulary_size=vocabulary_size,
+        width=shape.width,
+        encoder_layers=shape.layers,
+        decoder_layers=shape.layers,
+        heads=shape.heads,
+        mlp_width=shape.inner_width,
+        max_length=max_length,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        start_token_id=start,
+        bos_token_id=bos_token_id,
+        activation=shape.activation,
+        layout="pegasus" if norm_first else "marian",
+        dropout=dropout,
+        suppressed=tuple(dict.fromkeys(token for token in (pad_token_id, start) if token != eos_token_id)),
+    )
     config.check()
     return config
