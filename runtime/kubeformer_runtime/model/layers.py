@@ -43,8 +43,8 @@ def rope_frequencies(head_width: int, theta: float, scaling: RopeScaling | None 
 
 
 def rope_table(frequency_P: Tensor, position_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine for `rotate`, each of shape (T, W), float32. Positions may be any integers."""
-    angle_TP = position_T.to(torch.float32)[:, None] * frequency_P
+    """Cosine and sine for `rotate`, each of shape (T, W), float32. Positions may be any integers, of any shape."""
+    angle_TP = position_T.to(torch.float32)[..., None] * frequency_P
     angle_TW = torch.cat((angle_TP, angle_TP), dim=-1)
     return angle_TW.cos(), angle_TW.sin()
 
@@ -160,6 +160,20 @@ def window_mask(position_T: Tensor, position_L: Tensor, window: int | None) -> T
     """(T, L), True where a token at one position may look at the other: not ahead, and `window` back with itself."""
     back_TL = position_T[:, None] - position_L[None, :]
     return back_TL >= 0 if window is None else (back_TL >= 0) & (back_TL < window)
+
+
+def places(document_BT: Tensor) -> Tensor:
+    """(B, T), each token's place in its document, from 0. A document is a run of equal numbers."""
+    position_T = torch.arange(document_BT.shape[1], device=document_BT.device)
+    begins_BT = torch.ones_like(document_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
+    return position_T - (position_T * begins_BT).cummax(dim=1).values
+
+
+def document_mask(document_BT: Tensor) -> Tensor:
+    """(B, 1, T, T), True where a token may look at another: in the same document, not ahead."""
+    same_BTT = document_BT[:, :, None] == document_BT[:, None, :]
+    return same_BTT.tril()[:, None]
 
 
 def initialise(module: nn.Module, deviation: float, layers: int) -> None:

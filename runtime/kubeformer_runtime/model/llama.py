@@ -16,7 +16,9 @@ from kubeformer_runtime.model.layers import (
     GatedMLP,
     PlainMLP,
     RMSNorm,
+    document_mask,
     initialise,
+    places,
     rope_frequencies,
     rope_table,
     window_mask,
@@ -53,12 +55,19 @@ class LlamaLayer(nn.Module):
         self.window = config.window_of(index)
         self.dropout = dropout
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor] | None, position_T: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        mask_TT = None
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        position_T: Tensor,
+        packed_B1TT: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T, D) to (B, T, D). `packed_B1TT`: what a token may look at where rows hold several documents."""
+        mask = packed_B1TT
         if self.window is not None and self.window < len(position_T):
             mask_TT = window_mask(position_T, position_T, self.window)
-        attended_BTD = self.self_attn(self.input_layernorm(x_BTD), rope, mask_TT, causal=mask_TT is None)
+            mask = mask_TT if packed_B1TT is None else packed_B1TT & mask_TT
+        attended_BTD = self.self_attn(self.input_layernorm(x_BTD), rope, mask, causal=mask is None)
         x_BTD = x_BTD + F.dropout(attended_BTD, self.dropout, self.training)
         thought_BTD = self.mlp(self.post_attention_layernorm(x_BTD))
         return x_BTD + F.dropout(thought_BTD, self.dropout, self.training)
@@ -77,18 +86,23 @@ class LlamaBody(nn.Module):
         frequency_P = rope_frequencies(config.head_width, config.rope_theta, config.rope_scaling)
         self.register_buffer("frequency_P", frequency_P, persistent=False)
 
-    def forward(self, token_BT: Tensor) -> Tensor:
-        """(B, T) token ids to (B, T, D) after the last norm."""
+    def forward(self, token_BT: Tensor, document_BT: Tensor | None = None) -> Tensor:
+        """(B, T) token ids to (B, T, D) after the last norm. `document_BT`: see Llama."""
         position_T = torch.arange(token_BT.shape[1], device=token_BT.device)
+        place, packed_B1TT = position_T, None  # place: of a token in its document
+        if document_BT is not None:
+            place, packed_B1TT = places(document_BT), document_mask(document_BT)
         x_BTD: Tensor = self.embed_tokens(token_BT)
         rope = None
         if self.embed_positions is not None:
-            x_BTD = x_BTD + self.embed_positions(position_T)
+            x_BTD = x_BTD + self.embed_positions(place)
         else:
-            rope = rope_table(self.get_buffer("frequency_P"), position_T)
+            rope = rope_table(self.get_buffer("frequency_P"), place)
+            if document_BT is not None:
+                rope = (rope[0][:, None], rope[1][:, None])  # the same for every head
         x_BTD = F.dropout(x_BTD, self.dropout, self.training)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, rope, position_T)
+            x_BTD = layer(x_BTD, rope, position_T, packed_B1TT)
         y_BTD: Tensor = self.norm(x_BTD)
         return y_BTD
 
@@ -106,7 +120,11 @@ class Llama(nn.Module):
         if config.tied_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, token_BT: Tensor) -> Tensor:
-        """(B, T) token ids to (B, T, V) logits of the token that follows each."""
-        logit_BTV: Tensor = self.lm_head(self.model(token_BT))
+    def forward(self, token_BT: Tensor, document_BT: Tensor | None = None) -> Tensor:
+        """(B, T) token ids to (B, T, V) logits of the token that follows each.
+
+        `document_BT` numbers the documents where rows are packed with several, each in one piece: every document is
+        read as if it stood alone in a row, from position 0 and blind to its neighbours.
+        """
+        logit_BTV: Tensor = self.lm_head(self.model(token_BT, document_BT))
         return logit_BTV
