@@ -16,6 +16,7 @@ from kubeformer_runtime.model.config import LlamaConfig, ModelConfig
 from kubeformer_runtime.model.digest import digest
 from kubeformer_runtime.model.errors import ModelError
 from kubeformer_runtime.model.weights import LoadedModel, empty, load
+from kubeformer_runtime.trainer.adapter import adapt
 from kubeformer_runtime.trainer.errors import InvalidJob
 from kubeformer_runtime.trainer.tasks import Network, module_for
 
@@ -28,13 +29,16 @@ def make_network(settings: JobSettings, prepared: Prepared) -> Network:
         InvalidJob: the architecture's numbers do not fit together.
     """
     torch.manual_seed(settings.training.seed)
-    return module_for(settings).make_network(settings, prepared)
+    return adapt(settings, module_for(settings).make_network(settings, prepared))
 
 
 def model_digest(settings: JobSettings, config: ModelConfig) -> str:
-    """What a run began with: the configuration, and the base's digest where there is one."""
-    base = digest(settings.model.base.path) if settings.model.base is not None else None
-    return hashlib.sha256(json.dumps([config.to_json(), base], sort_keys=True).encode()).hexdigest()
+    """What a run began with: the configuration, the base's digest where there is one, what adapters are trained."""
+    began: list[object] = [config.to_json()]
+    began.append(digest(settings.model.base.path) if settings.model.base is not None else None)
+    if settings.model.lora is not None:
+        began.append(settings.model.lora.model_dump(mode="json"))
+    return hashlib.sha256(json.dumps(began, sort_keys=True).encode()).hexdigest()
 
 
 def from_scratch(settings: JobSettings) -> Architecture:

@@ -19,6 +19,7 @@ from kubeformer_runtime.durable import new_directory, write_text
 from kubeformer_runtime.model.digest import digest
 from kubeformer_runtime.model.errors import ModelError
 from kubeformer_runtime.model.weights import save
+from kubeformer_runtime.trainer.adapter import publish_adapter, to_publish
 from kubeformer_runtime.trainer.state import State
 from kubeformer_runtime.trainer.tasks import Network
 
@@ -36,12 +37,13 @@ def publish(
 ) -> Artifact:
     """Writes the model to `output.location.path`, replacing one that is there. OSError where storage refuses."""
     with new_directory(Path(settings.output.location.path), replace=True) as fresh:
-        save(fresh, network)
+        save(fresh, to_publish(settings, network))
+        adapter = publish_adapter(settings, network, fresh)
         if tokenizer is not None:
             tokenizer.save(fresh)
         name = digest(fresh)
         artifact = Artifact(uri=settings.output.location.uri, digest=name, step=step, metrics=metrics)
-        card = model_card(settings, artifact, report, state)
+        card = model_card(settings, artifact, report, state) | ({} if adapter is None else {"adapter": adapter})
         (fresh / MODEL_CARD).write_text(json.dumps(card, indent=2) + "\n", "utf-8")
     return artifact
 
