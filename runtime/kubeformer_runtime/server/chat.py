@@ -1,19 +1,14 @@
-"""Chat templates: messages to the prompt that a model was trained on, as `transformers` renders them. Pure.
+"""Chat completions' messages to the prompt that a model was trained on. Pure.
 
-Templates come with models, so they run in jinja2's immutable sandbox. Functions reach the model through the
-template's `tools`; a template that knows none gets them in the system message, and calls and results as text.
+The template is rendered by `chat_template`. Functions reach the model through the template's `tools`; a template that
+knows none gets them in the system message, and calls and results as text.
 """
 
-import datetime
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from kubeformer_runtime.chat_template import Template, TemplateRefused, call_as_text, result_as_text, to_json
 from kubeformer_runtime.server.errors import ApiError, bad_request
 from kubeformer_runtime.server.protocol import Function, Message
 
@@ -28,35 +23,13 @@ To call a function, answer with its name and its arguments as one JSON object be
 The results come back between <tool_response> and </tool_response>."""
 
 
-class ChatTemplate:
-    """A compiled template. Raises jinja2.TemplateError where the source is broken."""
-
-    def __init__(
-        self, source: str, special_tokens: Mapping[str, str], now: Callable[[], datetime.datetime] | None = None
-    ) -> None:
-        """`now` answers templates that ask for the date; None: the machine's clock."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-        )
-        clock = now or datetime.datetime.now
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: clock().strftime(form)
-        self._template = environment.from_string(source)
-        self._special_tokens = dict(special_tokens)
-        tree = environment.parse(source)
-        self.names = frozenset(node.name for node in tree.find_all(jinja2.nodes.Name))  # variables that it reads
-        self._texts = frozenset(node.value for node in tree.find_all(jinja2.nodes.Const))
-
-    @property
-    def takes_tools(self) -> bool:
-        """Whether the template itself presents tools."""
-        return "tools" in self.names
+class ChatTemplate(Template):
+    """A compiled template whose refusals are answers of the API. Raises jinja2.TemplateError where it is broken."""
 
     @property
     def knows_developers(self) -> bool:
         """Whether the role "developer" is one of its own; elsewhere it means the system."""
-        return "developer" in self._texts
+        return "developer" in self.texts
 
     def check_variables(self, variables: Mapping[str, Any], taken: Sequence[str]) -> None:
         """Raise ApiError for chat_template_kwargs that are set already (`taken`), or that the template never reads."""
@@ -89,13 +62,8 @@ class ChatTemplate:
                 "continue_final_message",
             )
         try:
-            text = self._template.render(
-                messages=list(messages),
-                add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
-                **(variables or {}),
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
+            text = super().render(messages, add_generation_prompt=add_generation_prompt, variables=variables)
+        except TemplateRefused as error:
             raise bad_request(f"The chat template refuses these messages: {error}", "messages") from None
         if continue_final_message:
             return _cut_after_last(text, messages[-1]["content"])
@@ -130,13 +98,13 @@ def conversation(
                     for call, function in zip(message.tool_calls, functions, strict=True)
                 ]
             else:
-                texts = [f"<tool_call>\n{_to_json(function)}\n</tool_call>" for function in functions]
+                texts = [call_as_text(function) for function in functions]
                 item["content"] = "\n".join([*filter(None, [message.text]), *texts])
         elif role == "tool" and not native:
-            item = {"role": "user", "content": f"<tool_response>\n{message.text}\n</tool_response>"}
+            item = {"role": "user", "content": result_as_text(message.text)}
         out.append(item)
     if tools and not native:
-        preamble = PREAMBLE.format(tools="\n".join(_to_json(tool["function"]) for tool in as_tools(tools)))
+        preamble = PREAMBLE.format(tools="\n".join(to_json(tool["function"]) for tool in as_tools(tools)))
         if out[0]["role"] == "system":
             out[0] = out[0] | {"content": f"{out[0]['content']}\n\n{preamble}"}
         else:
@@ -177,15 +145,6 @@ def _cut_after_last(text: str, content: str) -> str:
         "continue_final_message is set, but the chat template does not show the last message; give it content.",
         "continue_final_message",
     )
-
-
-def _to_json(value: object, ensure_ascii: bool = False, indent: int | None = None, **more: Any) -> str:
-    """jinja2's own filter escapes HTML, which no model was trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **more)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
 
 
 def no_template(model: str) -> ApiError:
