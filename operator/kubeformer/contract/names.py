@@ -74,3 +74,5 @@ class Reason:
     MODEL_INVALID = "ModelInvalid"
     SETTINGS_INVALID = "SettingsInvalid"
     TRAINING_DIVERGED = "TrainingDiverged"
+    STORAGE_FULL = "StorageFull"  # no space for checkpoints
+    STORAGE_LOST = "StorageLost"  # checkpoints cannot be written for another cause: a fault, never INVALID

@@ -17,3 +17,7 @@ class Stopped(Exception):
 
 class PeerFailed(Exception):
     """Another rank gave up; this one cannot go on without it and is started again."""
+
+
+class StorageLost(Exception):
+    """Checkpoints cannot be written where they belong; a fault of the machine, after which ranks are started again."""

@@ -8,26 +8,24 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from kubeformer.contract.job import JobSettings
 from kubeformer.contract.names import Reason
-from kubeformer.contract.progress import CheckpointRecord, Epoch
-from kubeformer_runtime.trainer import checkpoint
+from kubeformer.contract.progress import Epoch
 from kubeformer_runtime.trainer.checkpoint import Snapshot
 from kubeformer_runtime.trainer.errors import InvalidJob, Stopped
-from kubeformer_runtime.trainer.flat import Flat
+from kubeformer_runtime.trainer.keeping import Keeper
 from kubeformer_runtime.trainer.optimizers import make_optimizer, seed_step
 from kubeformer_runtime.trainer.report import LAST_EPOCHS, Clock, Reporter
 from kubeformer_runtime.trainer.schedule import count_steps, evaluation_due, learning_rate
 from kubeformer_runtime.trainer.state import State
+from kubeformer_runtime.trainer.strategies import Replicated, Strategy
 from kubeformer_runtime.trainer.tasks import Network, Ranks, Split, Task, Totals, evaluation_shares, passes
+from kubeformer_runtime.trainer.tensorfile import TensorFile
 from kubeformer_runtime.trainer.world import World
 
-AUTO_INTERVAL_SECONDS = 300  # between checkpoints, where the settings leave it open
 EVALUATION_ROWS = 64  # a pass; a stop is noticed after each
 
 
@@ -49,18 +47,24 @@ class Loop:
     def __init__(
         self, settings: JobSettings, task: Task, network: Network, validation: Split, state: State, around: Surroundings
     ) -> None:
-        self.training, self.directory = settings.training, Path(settings.checkpoint.directory)
-        self.keep, self.interval = settings.checkpoint.keep, settings.checkpoint.interval_seconds
+        self.training = settings.training
         self.task, self.network, self.validation, self.state = task, network, validation, state
         self.world, self.reporter, self.clock = around.world, around.reporter, around.clock
         self.stop_wished, self.bfloat16, self.rows_per_pass = around.stop_wished, around.bfloat16, around.rows_per_pass
-        self.flat = Flat(network)
+        self.strategy: Strategy = Replicated(network, self.world)
+        self.flat = self.strategy.flat
         self.optimizer = make_optimizer(self.training, self.flat)
-        self.best: dict[str, Tensor] | None = None  # weights of state.best; on rank 0, which writes them
+        self.keeper = Keeper(
+            settings.checkpoint,
+            self.world,
+            self.reporter,
+            self.clock,
+            workers=settings.workers.replicas,
+            parts=self.strategy.parts,
+        )
         self.steps_per_epoch = task.order.steps_per_epoch
         self.total_steps = count_steps(self.training, self.steps_per_epoch)
         self.total_epochs = self.training.epochs or math.ceil(self.total_steps / self.steps_per_epoch)
-        self._saved_at = self.clock.monotonic()
 
     @property
     def epoch(self) -> int:
@@ -69,8 +73,8 @@ class Loop:
 
     def resume(self, snapshot: Snapshot) -> None:
         """Goes on from a checkpoint."""
-        checkpoint.restore(self.network, self.optimizer.state, snapshot)
-        self.state, self.best = snapshot.state, snapshot.best if self.world.first else None
+        self.strategy.restore(snapshot, self.optimizer.state)
+        self.state = snapshot.state
         self.reporter.settled(self.state, self.epoch)
 
     def run(self) -> None:
@@ -81,7 +85,8 @@ class Loop:
             InvalidJob: the loss is no number any more (reason TrainingDiverged).
         """
         self.reporter.phase("Training")
-        self._saved_at = self.clock.monotonic()
+        vectors = (self.flat.value_N, *self.optimizer.state.values())
+        self.keeper.start(sum(vector.nbytes for vector in vectors))
         while not self.state.finished:
             if self.state.settled_step < self.state.step:
                 self._settle()
@@ -98,7 +103,7 @@ class Loop:
         self.network.train()
         self.flat.clear()
         loss, correct = 0.0, 0.0
-        share = self.task.order.share(step, self.world.rank, self.world.size)
+        share = self.task.order.share(step, self.strategy.share_rank, self.strategy.share_size)
         pieces = list(passes(share, self.rows_per_pass))
         for piece in pieces:
             with self._precision():
@@ -108,23 +113,31 @@ class Loop:
             if len(pieces) > 1:
                 self.world.sum([0.0])  # keeps ranks together where a step is long
                 self.reporter.beat()
-        self.flat.sum_over(self.world)
-        norm = self.flat.clip(self.training.max_gradient_norm)
-        loss, correct, stop, save = self.world.sum([loss, correct, self.stop_wished(), self._save_due()])
+        self.strategy.collect()
+        norm = self.strategy.clip(self.training.max_gradient_norm)
+        flags = (self.stop_wished(), *self.keeper.flags(self.state))
+        loss, correct, stop, save, hopeless = self.world.sum([loss, correct, *flags])
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise self._diverged(step, loss / weight, rate)
+        if hopeless:
+            self.keeper.give_up(hopeless)
+        self.keeper.before_change()
         with torch.no_grad():
             self.optimizer.step(step, rate)
+        self.strategy.changed()
         state = self.state
         state.step += 1
         state.epoch_loss, state.epoch_correct = state.epoch_loss + loss, state.epoch_correct + correct
         state.epoch_weight, state.epoch_steps = state.epoch_weight + weight, state.epoch_steps + 1
-        state.epoch_seconds += self.clock.monotonic() - started
+        seconds = self.clock.monotonic() - started
+        state.epoch_seconds, state.seconds = state.epoch_seconds + seconds, state.seconds + seconds
         self.reporter.stepped(state, self.epoch, self.task.tokens(step), loss / weight)
-        if stop or save:
-            self._save()
+        self.keeper.stepped(seconds)
         if stop:
+            self._save(stopped=True)
             raise Stopped(f"stopped after step {state.step}, which is saved")
+        if save:
+            self.keeper.begin(state, self._files)
 
     def _settle(self) -> None:
         """What follows a step where it is due: evaluation, the end of an epoch."""
@@ -135,8 +148,8 @@ class Loop:
             evaluated = {f"validation/{name}": value for name, value in measures.items()}
             trained = self.task.measures(state.epoch_loss, state.epoch_correct, state.epoch_weight)
             state.metrics = {f"train/{name}": value for name, value in trained.items()} | evaluated
-            if state.judge(self.training, state.metrics) and self.world.first:
-                self.best = {name: tensor.clone() for name, tensor in checkpoint.weights_of(self.network).items()}
+            if state.judge(self.training, state.metrics):
+                self.strategy.keep_best()
             state.finished = state.out_of_patience(self.training)
         if state.step % self.steps_per_epoch == 0:
             self._close_epoch(evaluated)
@@ -191,26 +204,19 @@ class Loop:
         """After each pass of an evaluation: a sign of life, and an end where one is wished for."""
         self.reporter.beat()
         if stop:
-            self._save()
+            if not self.state.finished:  # else it is saved, and the network may hold the best weights by now
+                self._save(stopped=True)
             raise Stopped(f"stopped while evaluating step {self.state.step}, which is saved")
 
-    def _save_due(self) -> bool:
-        return self.world.first and self.clock.monotonic() - self._saved_at >= (self.interval or AUTO_INTERVAL_SECONDS)
-
-    def _save(self) -> None:
+    def _save(self, stopped: bool = False) -> None:
         """Writes a checkpoint; every rank returns when it is on storage."""
         self.reporter.phase("Checkpointing")
-        self.world.on_first(self._write, self.reporter.beat)
-        self._saved_at = self.clock.monotonic()
+        self.state.stopped = stopped
+        self.keeper.save(self.state, self._files)
         self.reporter.phase("Training")
 
-    def _write(self) -> None:
-        moments = {name: vector.cpu() for name, vector in self.optimizer.state.items()}
-        snapshot = Snapshot(self.state, checkpoint.weights_of(self.network), moments, self.best)
-        written = checkpoint.save(self.directory, snapshot, self.keep)
-        self.reporter.saved(
-            CheckpointRecord(step=written.step, time=self.clock.wall(), digest=written.digest, path=str(written.path))
-        )
+    def _files(self) -> list[TensorFile]:
+        return self.strategy.files(self.state, self.optimizer.state)
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bfloat16)

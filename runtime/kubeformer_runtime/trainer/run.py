@@ -147,6 +147,7 @@ def _resume(loop: Loop, directory: Path, fingerprint: Fingerprint) -> None:
     """Goes on from the newest whole checkpoint; rank 0 chooses, so that all ranks take the same."""
     step = -1
     if loop.world.first:
+        checkpoint.clear(directory)
         written, complaints = checkpoint.newest(directory)
         for complaint in complaints:
             loop.reporter.log(f"passed over a damaged checkpoint: {complaint}")
@@ -164,6 +165,8 @@ def _resume(loop: Loop, directory: Path, fingerprint: Fingerprint) -> None:
             Reason.SETTINGS_INVALID,
         )
     snapshot.state.world_size = loop.world.size
+    snapshot.state.failures += not (snapshot.state.stopped or snapshot.state.finished)
+    snapshot.state.stopped = False
     loop.resume(snapshot)
     loop.reporter.log(f"resumed from step {step}")
 
@@ -174,9 +177,7 @@ def _finish(settings: JobSettings, prepared: Prepared, loop: Loop) -> None:
     reporter.phase("Publishing")
     best = state.best if settings.output.publish == "Best" else None
     if best is not None:
-        if world.first and loop.best is not None:
-            checkpoint.restore_weights(loop.network, loop.best)
-        world.broadcast(loop.flat.value_N)
+        loop.strategy.use_best()
     metrics = dict(best.metrics if best is not None else state.metrics)
     if prepared.test is not None:
         measures = loop.evaluate(prepared.test)

@@ -38,6 +38,9 @@ class State(BaseModel):
     step: int = 0  # optimiser steps taken
     settled_step: int = 0  # the last step whose evaluation and end of epoch, where due, are done
     finished: bool = False
+    stopped: bool = False  # whether this was written because a stop was wished for
+    failures: int = 0  # how often ranks were started again without such a wish
+    seconds: float = 0.0  # of training, over all starts
     epoch_loss: float = 0.0  # sums over the current epoch
     epoch_correct: float = 0.0
     epoch_weight: float = 0.0

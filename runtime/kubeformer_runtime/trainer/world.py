@@ -106,6 +106,17 @@ class World:
         if self.size > 1:
             dist.broadcast(tensor, src=0)
 
+    def put(self, key: str, text: str) -> None:
+        """Leaves a note for the other ranks; for any thread."""
+        if self._store is not None:
+            self._store.set(f"note/{key}", text)
+
+    def get(self, key: str) -> str | None:
+        """Reads a note; None where there is none yet."""
+        if self._store is None or not self._store.check([f"note/{key}"]):
+            return None
+        return self._store.get(f"note/{key}").decode()
+
     def on_first(self, work: Callable[[], None], beat: Callable[[], None]) -> None:
         """Runs `work` on rank 0; the other ranks call `beat` until it is done.
 
