@@ -1,4 +1,4 @@
-"""config.json of a model directory as frozen dataclasses: decoders (decoder_config.py) and our classifier.
+"""config.json of a model directory as frozen dataclasses; here ours of before ModernBERT's layout, and the choice.
 
 `read_config(directory)` gives the one that `architectures` names; `to_json()` gives back what Hugging Face's
 `transformers` and vLLM read. Fields carry our own plain names; the JSON carries Hugging Face's.
@@ -20,7 +20,9 @@ from kubeformer_runtime.model.decoder_config import (
     family_of,
 )
 from kubeformer_runtime.model.errors import ModelError
+from kubeformer_runtime.model.modern_bert_config import MODERN_BERT_ARCHITECTURE, ModernBertConfig
 from kubeformer_runtime.model.reading import Fields, read_json
+from kubeformer_runtime.model.seq2seq_config import SEQ2SEQ_ARCHITECTURES, Seq2SeqConfig, layout_of
 
 GENERATION_FILE = "generation_config.json"
 CLASSIFIER_ARCHITECTURE = "KubeformerForSequenceClassification"
@@ -31,7 +33,10 @@ Positions = Literal["Rotary", "Learned"]
 
 @dataclass(frozen=True, slots=True)
 class ClassifierConfig:
-    """Our text classifier: a bidirectional Transformer encoder, mean and max pooling, one linear layer."""
+    """Our first text classifier, in a layout of our own: mean and max pooling, one linear layer.
+
+    What was published with it is still served and trained on; new ones are ModernBertConfig's.
+    """
 
     vocabulary_size: int
     width: int
@@ -133,7 +138,7 @@ class ClassifierConfig:
         }
 
 
-ModelConfig = LlamaConfig | ClassifierConfig
+ModelConfig = LlamaConfig | ClassifierConfig | ModernBertConfig | Seq2SeqConfig
 
 
 def read_config(directory: str | Path) -> ModelConfig:
@@ -153,12 +158,19 @@ def read_config(directory: str | Path) -> ModelConfig:
             ends = read_json(directory / GENERATION_FILE).get("eos_token_id")
             document = {**document, "eos_token_id": ends if ends is not None else document.get("eos_token_id")}
         return LlamaConfig.from_json(document)
+    if layout_of(document) is not None:
+        if (directory / GENERATION_FILE).is_file():
+            document = {**document, "suppress_tokens": read_json(directory / GENERATION_FILE).get("suppress_tokens")}
+        return Seq2SeqConfig.from_json(document)
     names = document.get("architectures")
+    if isinstance(names, list) and MODERN_BERT_ARCHITECTURE in names:
+        return ModernBertConfig.from_json(document)
     if isinstance(names, list) and CLASSIFIER_ARCHITECTURE in names:
         return ClassifierConfig.from_json(document)
+    known = (*ARCHITECTURES, *SEQ2SEQ_ARCHITECTURES, MODERN_BERT_ARCHITECTURE, CLASSIFIER_ARCHITECTURE)
     raise ModelError(
         f"{directory / CONFIG_FILE}: model_type is {document.get('model_type')!r} and architectures is "
-        f"{names}; supported are {', '.join(ARCHITECTURES)} and {CLASSIFIER_ARCHITECTURE}"
+        f"{names}; supported are {', '.join(known)}"
     )
 
 
@@ -168,7 +180,9 @@ __all__ = [
     "ClassifierConfig",
     "LlamaConfig",
     "ModelConfig",
+    "ModernBertConfig",
     "RopeScaling",
+    "Seq2SeqConfig",
     "read_config",
     "read_json",
 ]

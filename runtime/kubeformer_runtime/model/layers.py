@@ -176,15 +176,21 @@ def document_mask(document_BT: Tensor) -> Tensor:
     return same_BTT.tril()[:, None]
 
 
-def initialise(module: nn.Module, deviation: float, layers: int) -> None:
+def initialise(
+    module: nn.Module,
+    deviation: float,
+    layers: int,
+    branch_ends: tuple[str, ...] = ("o_proj.weight", "down_proj.weight"),
+) -> None:
     """Normal weights of the given deviation, zero biases; what writes into the residual stream is scaled down.
 
     Each of the 2 · layers branches adds its variance to the stream, hence the division by its root (GPT-2).
+    `branch_ends`: how the names of the matrices that end a branch end.
     """
     for name, parameter in module.named_parameters():
         if parameter.dim() < 2:
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             continue
-        branch_end = name.endswith(("o_proj.weight", "down_proj.weight"))
+        branch_end = name.endswith(branch_ends)
         nn.init.normal_(parameter, 0.0, deviation / math.sqrt(2 * layers) if branch_end else deviation)

@@ -318,3 +318,17 @@ class _Writer:
     def select(self, row_N: Tensor) -> None:
         """Goes on with these hypotheses."""
         self.cache.select(row_N)
+
+
+def from_file(weights: Mapping[str, Tensor], config: Seq2SeqConfig) -> dict[str, Tensor]:
+    """Weights under our names: one embedding where files may repeat it, no positions, and a bias even where none is."""
+    kept = {name: tensor for name, tensor in weights.items() if name not in COPIES and "embed_positions" not in name}
+    for name in COPIES:
+        if name in weights:
+            kept.setdefault("model.shared.weight", weights[name])
+    kept.setdefault("final_logits_bias", torch.zeros(1, config.vocabulary_size))
+    return kept
+
+
+# Other names of the one embedding, in files that write it more than once.
+COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")

@@ -195,7 +195,7 @@ def layout_of(document: Mapping[str, Any]) -> Layout | None:
     """The layout that `architectures`, or without it `model_type`, names; None: not an encoder-decoder known here."""
     names = document.get("architectures")
     if isinstance(names, list) and names:
-        return next((SEQ2SEQ_ARCHITECTURES[name] for name in names if name in SEQ2SEQ_ARCHITECTURES), None)
+        return next((SEQ2SEQ_ARCHITECTURES[name] for name in map(str, names) if name in SEQ2SEQ_ARCHITECTURES), None)
     return next((layout for layout in SEQ2SEQ_ARCHITECTURES.values() if layout == document.get("model_type")), None)
 
 

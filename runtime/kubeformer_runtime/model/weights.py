@@ -1,7 +1,7 @@
 """Weights in and out of a model directory: safetensors, whole or sharded, under Llama's names.
 
 loaded = load("/models/spam", torch.float32, "cpu")     # LoadedModel: config and weights by name
-module = loaded.module()                                # a Llama or a Classifier in evaluation mode
+module = loaded.module()                                # a Llama, Seq2Seq, ModernBert ... in evaluation mode
 save("/models/new", module)                             # config.json, generation_config.json, model.safetensors
 """
 
@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,7 +31,12 @@ from kubeformer_runtime.model.config import (
 from kubeformer_runtime.model.errors import ModelError
 from kubeformer_runtime.model.gpt2 import from_gpt2, name_in_file, to_gpt2
 from kubeformer_runtime.model.llama import Llama
+from kubeformer_runtime.model.modern_bert import ModernBert
+from kubeformer_runtime.model.modern_bert_config import ModernBertConfig
+from kubeformer_runtime.model.seq2seq import Seq2Seq, from_file
+from kubeformer_runtime.model.seq2seq_config import Seq2SeqConfig
 
+Module: TypeAlias = Llama | Seq2Seq | ModernBert | Classifier
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -52,7 +57,7 @@ class LoadedModel:
     config: ModelConfig
     weights: dict[str, Tensor]
 
-    def module(self, dropout: float = 0.0) -> Llama | Classifier:
+    def module(self, dropout: float = 0.0) -> Module:
         """The torch module over these very tensors, in evaluation mode. `dropout` is for training a Llama on."""
         return build(self.config, self.weights, dropout)
 
@@ -77,6 +82,8 @@ def load(
             weights.pop(HEAD, None)
         # Old exports carry the rotary frequencies as a tensor; they follow from config.json.
         weights = {name: tensor for name, tensor in weights.items() if not name.endswith("rotary_emb.inv_freq")}
+    elif isinstance(config, Seq2SeqConfig):
+        weights = from_file(weights, config)
     check_weights(config, {name: tuple(tensor.shape) for name, tensor in weights.items()})
     check_values(weights)
     return LoadedModel(Path(directory), config, weights)
@@ -227,12 +234,20 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def empty(config: ModelConfig, dropout: float = 0.0) -> Llama | Classifier:
-    """A freshly initialised module."""
-    return Llama(config, dropout) if isinstance(config, LlamaConfig) else Classifier(config)
+def empty(config: ModelConfig, dropout: float = 0.0) -> Module:
+    """A freshly initialised module. `dropout` is a Llama's; the others have it in their configs."""
+    match config:
+        case LlamaConfig():
+            return Llama(config, dropout)
+        case Seq2SeqConfig():
+            return Seq2Seq(config)
+        case ModernBertConfig():
+            return ModernBert(config)
+        case ClassifierConfig():
+            return Classifier(config)
 
 
-def build(config: ModelConfig, weights: Mapping[str, Tensor], dropout: float = 0.0) -> Llama | Classifier:
+def build(config: ModelConfig, weights: Mapping[str, Tensor], dropout: float = 0.0) -> Module:
     """A module over the given tensors (shared, not copied), in evaluation mode."""
     check_weights(config, {name: tuple(tensor.shape) for name, tensor in weights.items()})
     with _Unfilled():
@@ -247,7 +262,7 @@ def build(config: ModelConfig, weights: Mapping[str, Tensor], dropout: float = 0
     return module.to(device).eval()  # moves the rotary frequencies, which no file holds
 
 
-def tensors_of(module: Llama | Classifier) -> dict[str, Tensor]:
+def tensors_of(module: Module) -> dict[str, Tensor]:
     """The tensors that are saved: the state dict, without the head where it is the embedding again."""
     tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     if isinstance(module, Llama) and module.config.tied_embeddings:
@@ -255,7 +270,7 @@ def tensors_of(module: Llama | Classifier) -> dict[str, Tensor]:
     return tensors
 
 
-def save(directory: str | Path, module: Llama | Classifier, dtype: torch.dtype = torch.float32) -> None:
+def save(directory: str | Path, module: Module, dtype: torch.dtype = torch.float32) -> None:
     """Writes config.json, generation_config.json (language models) and model.safetensors; the directory exists.
 
     Not atomic by itself: see digest.publish.
@@ -266,6 +281,8 @@ def save(directory: str | Path, module: Llama | Classifier, dtype: torch.dtype =
     if isinstance(config, LlamaConfig):
         keys = ("bos_token_id", "eos_token_id", "pad_token_id")
         _write_json(directory / GENERATION_FILE, {key: document[key] for key in keys if document[key] is not None})
+    elif isinstance(config, Seq2SeqConfig):
+        _write_json(directory / GENERATION_FILE, config.generation_to_json())
     tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors_of(module).items()}
     if isinstance(config, LlamaConfig) and config.family == "gpt2":
         tensors = to_gpt2(tensors, config.layers)

@@ -9,10 +9,9 @@ from torch import Tensor
 from kubeformer.contract.job import Training
 from kubeformer_runtime.data.order import BatchOrder, Share, in_order
 from kubeformer_runtime.data.prepared import Split
-from kubeformer_runtime.model.classifier import Classifier
-from kubeformer_runtime.model.llama import Llama
+from kubeformer_runtime.model.weights import Module
 
-Network: TypeAlias = Classifier | Llama
+Network: TypeAlias = Module
 
 
 @dataclass(frozen=True, slots=True)
