@@ -29,6 +29,7 @@ Example = TypeVar("Example")
 MODULES: Mapping[str, str] = {
     "TextClassification": "text_classification",
     "LanguageModel": "language_model",
+    "Recommendation": "recommendation",
 }
 
 
