@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "csrc"
+ENGINE = SOURCES / "engine.cpp"
+TRAINING = SOURCES / "training" / "training.cpp"
 PREBUILT = Path(__file__).parent / "prebuilt"
 FLAGS = (
     *("-O3", "-std=gnu++17", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
@@ -72,8 +74,10 @@ def choose_variant(flags: frozenset[str], machine: str | None = None) -> Variant
 
 
 @cache
-def load_library(variant: str | None = None) -> ctypes.CDLL:
+def load_library(variant: str | None = None, program: Path = ENGINE) -> ctypes.CDLL:
     """The library of a variant by name; None: the best for this CPU. Compiling takes some ten seconds, once.
+
+    `program` is ENGINE or TRAINING; the latter calls functions of PyTorch's OpenMP, so import torch before.
 
     Raises:
         LibraryUnavailableError: no library, no compiler, or a compiler that fails.
@@ -81,9 +85,9 @@ def load_library(variant: str | None = None) -> ctypes.CDLL:
     chosen = choose_variant(cpu_flags())
     if variant is not None:
         chosen = next(item for item in VARIANTS if item.name == variant)
-    path = PREBUILT / file_name(chosen)
+    path = PREBUILT / file_name(chosen, program)
     if not path.is_file():
-        path = compiled(chosen, cache_directory())
+        path = compiled(chosen, cache_directory(), program)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
@@ -92,9 +96,9 @@ def load_library(variant: str | None = None) -> ctypes.CDLL:
         ) from None
 
 
-def file_name(variant: Variant) -> str:
+def file_name(variant: Variant, program: Path = ENGINE) -> str:
     """Of a compiled variant."""
-    return f"kernels-{variant.name}.so"
+    return f"{'kernels' if program == ENGINE else program.stem}-{variant.name}.so"
 
 
 def cache_directory() -> Path:
@@ -102,9 +106,10 @@ def cache_directory() -> Path:
     return Path(os.environ.get("KUBEFORMER_CACHE") or Path.home() / ".cache" / "kubeformer") / "kernels"
 
 
-def sources() -> list[Path]:
+def sources(program: Path = ENGINE) -> list[Path]:
     """All sources and headers, in a fixed order."""
-    return sorted(path for path in SOURCES.iterdir() if path.suffix in (".h", ".cpp"))
+    files = sorted(path for path in program.parent.iterdir() if path.suffix in (".h", ".cpp"))
+    return files if program == ENGINE else [*files, SOURCES / "simd.h"]
 
 
 def find_compiler() -> tuple[str, str]:
@@ -122,19 +127,19 @@ def find_compiler() -> tuple[str, str]:
     )
 
 
-def compiled(variant: Variant, cache: Path) -> Path:
+def compiled(variant: Variant, cache: Path, program: Path = ENGINE) -> Path:
     """The library of a variant in the cache; compiled where it is not there yet."""
     compiler, version = find_compiler()
     digest = hashlib.sha256("\0".join((version, *FLAGS, *variant.flags)).encode())
-    for source in sources():
+    for source in sources(program):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    path = cache / digest.hexdigest()[:16] / file_name(variant)
+    path = cache / digest.hexdigest()[:16] / file_name(variant, program)
     if not path.is_file():
-        compile_library(compiler, variant, path)
+        compile_library(compiler, variant, path, program)
     return path
 
 
-def compile_library(compiler: str, variant: Variant, path: Path) -> None:
+def compile_library(compiler: str, variant: Variant, path: Path, program: Path = ENGINE) -> None:
     """Compile to `path`, which appears whole or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +147,7 @@ def compile_library(compiler: str, variant: Variant, path: Path) -> None:
     except OSError as error:
         raise LibraryUnavailableError(f"{path.parent} cannot be written ({error}); set KUBEFORMER_CACHE") from None
     os.close(descriptor)
-    command = [compiler, *FLAGS, *variant.flags, str(SOURCES / "engine.cpp"), "-o", name]
+    command = [compiler, *FLAGS, *variant.flags, str(program), "-o", name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -158,8 +163,9 @@ def main(arguments: Sequence[str]) -> None:
     directory = Path(arguments[0])
     compiler, version = find_compiler()
     for variant in VARIANTS if platform.machine() == "x86_64" else VARIANTS[-1:]:
-        compile_library(compiler, variant, directory / file_name(variant))
-        print(f"{file_name(variant)}: {version}")
+        for program in (ENGINE, TRAINING):
+            compile_library(compiler, variant, directory / file_name(variant, program), program)
+            print(f"{file_name(variant, program)}: {version}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 //     int4      for each group of 32 k: [4][32][4] bytes (k..k+3 low, k+4..k+7 high halves), then 32 scales, 32 minima
 // Scales and minima are bfloat16; weights are quantised against the rounded ones, so rounding costs nothing.
 // Activations of a step ("rows") are packed in blocks of 8 rows, [k-words][rows of the block]: a word is what one
-// multiply-accumulate step takes (1 float, 2 bfloat16, 4 int8). int8 activations carry a scale and a sum for each 32 k:
+// multiply-accumulate step takes (1 float, 2 bfloat16, 4 int8). int8 activations carry a scale and an offset for each 32 k:
 // with 64, outliers cost SmolLM2 0.9 % of perplexity instead of 0.2.
 //
 // Every output is one chain of accumulations in the order of k, whatever the number of rows: the result of a row does
@@ -103,7 +103,7 @@ struct Rows {
     int type = F32, k = 0, words = 0, groups = 0, rows = 0;
     uint32_t* data = nullptr;
     float* scale = nullptr;  // int8: of a row's group
-    int32_t* sum = nullptr;  // int8: of a row's group, in quantised units
+    int32_t* offset = nullptr;  // int8: -128 times the sum of a row's group, in quantised units: what w + 128 adds too much
 
     static size_t bytes(int type, int k, int rows) {
         rows = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS * BLOCK_ROWS;
@@ -113,7 +113,7 @@ struct Rows {
         type = type_, k = k_, rows = rows_, words = words_of(type, k), groups = 4 * words / ROW_GROUP;
         data = reinterpret_cast<uint32_t*>(at);
         scale = reinterpret_cast<float*>(at + size_t(rows) * words * 4);
-        sum = reinterpret_cast<int32_t*>(scale + size_t(rows) * groups);
+        offset = reinterpret_cast<int32_t*>(scale + size_t(rows) * groups);
     }
     int block_rows(int block) const { return std::min(BLOCK_ROWS, rows - block * BLOCK_ROWS); }
 
@@ -139,19 +139,16 @@ struct Rows {
                 vf peak = splat(0.0f);
                 for (int i = 0; i < g; i += LANES) { vf v = load(part + i); peak = max(peak, max(v, splat(0.0f) - v)); }
                 const float s = highest(peak) / 127.0f, inverse = s > 0.0f ? 1.0f / s : 0.0f;
-                int32_t total = 0;
+                vi total = splat(0);
                 for (int i = 0; i < g; i += LANES) {
-                    vi q = to_int(load(part + i) * splat(inverse));
-                    int32_t q16[LANES];
-                    std::memcpy(q16, &q, 64);
-                    for (int j = 0; j < LANES; j += 4) {
-                        total += q16[j] + q16[j + 1] + q16[j + 2] + q16[j + 3];
-                        out[size_t((group * g + i + j) / 4) * m] = uint32_t(uint8_t(q16[j])) | uint32_t(uint8_t(q16[j + 1])) << 8 |
-                            uint32_t(uint8_t(q16[j + 2])) << 16 | uint32_t(uint8_t(q16[j + 3])) << 24;
-                    }
+                    const vi q = to_int(load(part + i) * splat(inverse));
+                    const vb bytes = __builtin_convertvector(q, vb);
+                    total += q;
+                    for (int j = 0; j < LANES; j += 4)
+                        std::memcpy(out + size_t((group * g + i + j) / 4) * m, reinterpret_cast<const char*>(&bytes) + j, 4);
                 }
                 const size_t at = (size_t(block) * BLOCK_ROWS * groups) + size_t(group) * m + r;
-                scale[at] = s, sum[at] = total;
+                scale[at] = s, offset[at] = -128 * sum(total);
             }
         }
     }
@@ -205,16 +202,16 @@ template <int M, int P> struct Kernel {
         dense(L, panel, a, ahead, out, [](vf acc, vi w, uint32_t x) { return dot2(acc, w, x); });
     }
 
-    template <int TYPE> static void quantised(const Linear& L, int panel, const uint32_t* a, const float* scale, const int32_t* sums, Ahead ahead, float* out) {
+    template <int TYPE> static void quantised(const Linear& L, int panel, const uint32_t* a, const float* scale, const int32_t* offsets, Ahead ahead, float* out) {
         constexpr int HALVES = TYPE == I8 ? 2 : 1, STEPS = TYPE == I8 ? 8 : 4, TAIL = (TYPE == I8 ? 2 : 4) * PANEL;
         vf acc[M][V];
         for (int r = 0; r < M; r++) for (int v = 0; v < V; v++) acc[r][v] = splat(0.0f);
         const uint8_t* w[P];
         for (int p = 0; p < P; p++) w[p] = L.data + (panel + p) * L.panel_bytes;
         for (int group = 0; group < L.groups; group++) {
-            for (int half = 0; half < HALVES; half++, scale += M, sums += M) {
+            for (int half = 0; half < HALVES; half++, scale += M, offsets += M) {
                 vi part[M][V];
-                for (int r = 0; r < M; r++) for (int v = 0; v < V; v++) part[r][v] = splat(TYPE == I8 ? -128 * sums[r] : 0);
+                for (int r = 0; r < M; r++) for (int v = 0; v < V; v++) part[r][v] = splat(TYPE == I8 ? offsets[r] : 0);
                 for (int i = 0; i < STEPS; i++) {
                     vi b[V];
                     for (int p = 0; p < P; p++) {
@@ -241,7 +238,7 @@ template <int M, int P> struct Kernel {
                     for (int r = 0; r < M; r++) acc[r][v] = fma(to_float(part[r][v]) * s, splat(scale[r]), acc[r][v]);
                     if (TYPE == I4) {
                         const vf low = widen_lanes(tail + PANEL);
-                        for (int r = 0; r < M; r++) acc[r][v] = fma(low, splat(scale[r] * float(sums[r])), acc[r][v]);
+                        for (int r = 0; r < M; r++) acc[r][v] = fma(low, splat(scale[r] * float(offsets[r]) * (-1.0f / 128)), acc[r][v]);
                     }
                 }
             }
@@ -252,12 +249,12 @@ template <int M, int P> struct Kernel {
     static void run(const Linear& L, int panel, const Rows& x, int block, Ahead ahead, float* out) {
         const uint32_t* a = x.data + size_t(block) * BLOCK_ROWS * x.words;
         const float* scale = x.scale + size_t(block) * BLOCK_ROWS * x.groups;
-        const int32_t* sums = x.sum + size_t(block) * BLOCK_ROWS * x.groups;
+        const int32_t* offsets = x.offset + size_t(block) * BLOCK_ROWS * x.groups;
         switch (L.type) {
             case F32: return f32(L, panel, a, ahead, out);
             case BF16: return bf16(L, panel, a, ahead, out);
-            case I8: return quantised<I8>(L, panel, a, scale, sums, ahead, out);
-            default: return quantised<I4>(L, panel, a, scale, sums, ahead, out);
+            case I8: return quantised<I8>(L, panel, a, scale, offsets, ahead, out);
+            default: return quantised<I4>(L, panel, a, scale, offsets, ahead, out);
         }
     }
 };

@@ -52,7 +52,9 @@ class Pool {
         job(argument, 0);
         barrier();
         // Where neighbours have the cores, threads wait for each other most of the time: then one is quicker than all.
-        if (waited_.load(std::memory_order_relaxed) * 5 > (now() - start) * size_ * 2) alone_for_ = ALONE_JOBS;
+        // A job that is over in an instant, such as packing a small matrix, says nothing of that.
+        const int64_t took = now() - start;
+        if (took > JUDGED_FROM && waited_.load(std::memory_order_relaxed) * 5 > took * size_ * 2) alone_for_ = ALONE_JOBS;
     }
 
     // Every thread of a running job calls it equally often; what was written before is seen after.
@@ -75,6 +77,7 @@ class Pool {
 
   private:
     static constexpr int BARRIER_SPINS = 4000, IDLE_SPINS = 4000, ALONE_JOBS = 16;
+    static constexpr int64_t JUDGED_FROM = 2'000'000;  // nanoseconds
 
     static int64_t now() {  // nanoseconds
         timespec t;

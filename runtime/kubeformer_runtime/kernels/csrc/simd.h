@@ -18,6 +18,7 @@ typedef float vf __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
 typedef uint32_t vu __attribute__((vector_size(64)));
 typedef uint16_t vh __attribute__((vector_size(32)));
+typedef int8_t vb __attribute__((vector_size(16)));
 
 #define KF_INLINE static inline __attribute__((always_inline))
 
@@ -61,6 +62,12 @@ KF_INLINE float sum(vf v) {  // always in the same tree, whatever the instructio
     for (int i = 0; i < 8; i++) b[i] = a[i] + a[i + 8];
     for (int i = 0; i < 4; i++) c[i] = b[i] + b[i + 4];
     return (c[0] + c[2]) + (c[1] + c[3]);
+}
+KF_INLINE int32_t sum(vi v) {
+    int32_t a[16], total = 0;
+    std::memcpy(a, &v, 64);
+    for (int i = 0; i < 16; i++) total += a[i];
+    return total;
 }
 KF_INLINE float highest(vf v) {
     float a[16];
