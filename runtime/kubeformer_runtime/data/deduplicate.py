@@ -1,137 +1,35 @@
 """Duplicates: exact ones by a hash of the clean text, near ones by MinHash and locality-sensitive hashing.
 
-Similarity is the Jaccard index of the sets of three-word shingles (lower case). MinHash only finds
-candidates; each is verified against the exact index, so a row is never dropped for a similarity it does not
-have, and a pair above the threshold is missed with a probability below one in a thousand.
+Similarity is the Jaccard index of the sets of three-word shingles (see `near`). Signatures that share a band
+only name candidates; each is verified against the exact index, so a row is never dropped for a similarity it
+does not have, and a pair above the threshold is missed with a probability below one in a thousand.
 
-A. Broder, "On the resemblance and containment of documents", 1997; Leskovec, Rajaraman, Ullman, "Mining of
-Massive Datasets", chapter 3.
+Memory: 512 bytes of signature and 8 bytes a band for each different text; shingles are computed again for the
+few texts that are compared.
 """
 
 import hashlib
-import re
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Hashes = NDArray[np.uint64]
+from kubeformer_runtime.data.near import (
+    PERMUTATIONS,
+    Hashes,
+    MinHash,
+    Shingles,
+    Signatures,
+    band_keys,
+    bands_for,
+    jaccard,
+)
 
-SHINGLE_WORDS = 3
-PERMUTATIONS = 128
-MISSED = 1e-3  # the probability with which a pair just at the threshold may go unseen
-_WORD = re.compile(r"\w+|[^\w\s]+")
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-
-
-def text_key(text: str) -> bytes:
-    """Equal for equal texts."""
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
-
-
-class Shingles:
-    """Turns texts into sets of shingle hashes. Words are hashed once and remembered."""
-
-    def __init__(self) -> None:
-        self._words: dict[str, int] = {}
-
-    def of(self, text: str) -> Hashes:
-        """Sorted distinct 64-bit hashes; never empty."""
-        words = _WORD.findall(text.lower()) or [text]
-        ids = np.fromiter((self._word(word) for word in words), dtype=np.uint64, count=len(words))
-        width = min(SHINGLE_WORDS, len(ids))
-        count = len(ids) - width + 1
-        hashes = np.zeros(count, dtype=np.uint64)
-        for offset in range(width):
-            hashes = _mixed(hashes * _MIX + ids[offset : offset + count])
-        return np.unique(hashes)
-
-    def _word(self, word: str) -> int:
-        known = self._words.get(word)
-        if known is None:
-            digest = hashlib.blake2b(word.encode(errors="surrogatepass"), digest_size=8).digest()
-            known = self._words[word] = int.from_bytes(digest, "little")
-        return known
-
-
-def _mixed(hashes: Hashes) -> Hashes:
-    hashes = (hashes ^ (hashes >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
-    return hashes ^ (hashes >> np.uint64(29))
-
-
-def jaccard(left: Hashes, right: Hashes) -> float:
-    """Size of the intersection over size of the union, of two sets as sorted arrays."""
-    common = len(np.intersect1d(left, right, assume_unique=True))
-    return common / (len(left) + len(right) - common)
-
-
-def bands_for(threshold: float) -> tuple[int, int]:
-    """(bands, rows a band) for PERMUTATIONS values: as selective as MISSED allows at the threshold."""
-    for rows in range(PERMUTATIONS, 1, -1):
-        bands = PERMUTATIONS // rows
-        if (1.0 - threshold**rows) ** bands <= MISSED:
-            return bands, rows
-    return PERMUTATIONS, 1
-
-
-class MinHash:
-    """PERMUTATIONS minima of a shingle set; two sets agree in each with the probability of their Jaccard index."""
-
-    def __init__(self, seed: int = 0) -> None:
-        generator = np.random.Generator(np.random.PCG64(seed))
-        size = (PERMUTATIONS, 1)
-        self._factors = generator.integers(0, 2**64, size, dtype=np.uint64) | np.uint64(1)
-        self._offsets = generator.integers(0, 2**64, size, dtype=np.uint64)
-
-    def signature(self, hashes: Hashes) -> Hashes:
-        """PERMUTATIONS values."""
-        minima = np.full(PERMUTATIONS, np.iinfo(np.uint64).max, dtype=np.uint64)
-        for begin in range(0, len(hashes), 4096):  # bounded memory for a book in one row
-            part = hashes[None, begin : begin + 4096]
-            minima = np.minimum(minima, _mixed(part * self._factors + self._offsets).min(axis=1))
-        return minima
-
-
-@dataclass(slots=True)
-class Deduplicator:
-    """Takes texts one by one and says which earlier text each of them repeats.
-
-    `similarity_percent` None: exact duplicates only. The answer depends on the order of the texts alone.
-    """
-
-    similarity_percent: int | None = None
-    _exact: dict[bytes, int] = field(default_factory=dict)
-    _count: int = 0
-    _shingles: Shingles = field(default_factory=Shingles)
-    _minhash: MinHash = field(default_factory=MinHash)
-    _kept: dict[int, Hashes] = field(default_factory=dict)
-    _buckets: defaultdict[tuple[int, bytes], list[int]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(self, text: str) -> "Match | None":
-        """None: the text is new and kept. Otherwise the number (from 0, of all added texts) of its original."""
-        number, self._count = self._count, self._count + 1
-        key = text_key(text)
-        original = self._exact.get(key)
-        if original is not None:
-            return Match(original, exact=True)
-        if self.similarity_percent is None:
-            self._exact[key] = number
-            return None
-        hashes = self._shingles.of(text)
-        threshold = self.similarity_percent / 100
-        bands, rows = bands_for(threshold)
-        signature = self._minhash.signature(hashes)
-        keys = [(band, signature[band * rows : (band + 1) * rows].tobytes()) for band in range(bands)]
-        for candidate in sorted({number for key_ in keys for number in self._buckets.get(key_, ())}):
-            if jaccard(hashes, self._kept[candidate]) >= threshold:
-                self._exact[key] = candidate
-                return Match(candidate, exact=False)
-        self._exact[key] = number
-        self._kept[number] = hashes
-        for key_ in keys:
-            self._buckets[key_].append(number)
-        return None
+_CHUNK_CHARACTERS = 1 << 20
+_CHUNK_TEXTS = 1024
+_REMEMBERED = 4096  # shingle sets kept for the next comparison
+_DEVIATIONS = 5.0  # how far below the threshold an estimate must be to save the exact comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +38,158 @@ class Match:
 
     original: int
     exact: bool
+
+
+def text_key(text: str) -> bytes:
+    """Equal for equal texts."""
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+def find_duplicates(
+    texts: Sequence[str], similarity_percent: int | None = None, beat: Callable[[], None] = lambda: None
+) -> list[Match | None]:
+    """For each text None (it is new: the first of its kind) or the kept text that it repeats.
+
+    `similarity_percent` None: exact duplicates only. First wins: a text is compared with the kept texts before
+    it, so the texts that are kept are no near-duplicates of each other, and running again over them drops none.
+    """
+    result = _exact(texts, beat)
+    if similarity_percent is None:
+        return result
+    distinct = [number for number, match in enumerate(result) if match is None]
+    likeness = _Likeness([texts[number] for number in distinct], similarity_percent / 100, beat)
+    kept_in: dict[int, list[int]] = {}  # bucket: kept texts
+    merged: dict[int, int] = {}  # dropped text: the kept one
+    for row, buckets in likeness.shared():
+        earlier = sorted({other for bucket in buckets for other in kept_in.get(bucket, ())})
+        original = next(likeness.alike(row, earlier), None)
+        if original is None:
+            for bucket in buckets:
+                kept_in.setdefault(bucket, []).append(row)
+        else:
+            merged[distinct[row]] = distinct[original]
+    for number, match in enumerate(result):
+        if match is None and number in merged:
+            result[number] = Match(merged[number], exact=False)
+        elif match is not None and match.original in merged:
+            result[number] = Match(merged[match.original], exact=True)
+    return result
+
+
+def near_groups(
+    texts: Sequence[str], similarity_percent: int, beat: Callable[[], None] = lambda: None
+) -> NDArray[np.int64]:
+    """The group of each text, named by its first member: texts are in one group where a chain of near-duplicates
+    leads from one to the other. Which texts belong together does not depend on their order.
+    """
+    result = _exact(texts, beat)
+    distinct = [number for number, match in enumerate(result) if match is None]
+    likeness = _Likeness([texts[number] for number in distinct], similarity_percent / 100, beat)
+    parent = list(range(len(distinct)))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = row = parent[parent[row]]
+        return row
+
+    seen: dict[int, list[int]] = {}
+    for row, buckets in likeness.shared():
+        earlier = sorted({other for bucket in buckets for other in seen.get(bucket, ())})
+        for other in likeness.alike(row, earlier, skip=lambda other: root(other) == root(row)):
+            low, high = sorted((root(row), root(other)))
+            parent[high] = low
+        for bucket in buckets:
+            seen.setdefault(bucket, []).append(row)
+    group = {number: distinct[root(row)] for row, number in enumerate(distinct)}
+    return np.asarray(
+        [group[number if match is None else match.original] for number, match in enumerate(result)], dtype=np.int64
+    )
+
+
+def _exact(texts: Sequence[str], beat: Callable[[], None]) -> list[Match | None]:
+    first: dict[bytes, int] = {}
+    result: list[Match | None] = []
+    for number, text in enumerate(texts):
+        if number % _CHUNK_TEXTS == 0:
+            beat()
+        original = first.setdefault(text_key(text), number)
+        result.append(None if original == number else Match(original, exact=True))
+    return result
+
+
+class _Likeness:
+    """Distinct texts, their signatures, and the buckets in which two of them or more lie."""
+
+    def __init__(self, texts: Sequence[str], threshold: float, beat: Callable[[], None]) -> None:
+        self._texts, self._threshold, self._beat = texts, threshold, beat
+        self._shingles = Shingles()
+        self._sets: dict[int, Hashes] = {}
+        self._signatures_RP = self._signed()
+        deviation = (threshold * (1.0 - threshold) / PERMUTATIONS) ** 0.5
+        self._least_equal = (threshold - _DEVIATIONS * deviation) * PERMUTATIONS
+
+    def _signed(self) -> Signatures:
+        minhash = MinHash()
+        parts = [np.empty((0, PERMUTATIONS), dtype=np.uint32)]
+        for chunk in _chunks(self._texts):
+            self._beat()
+            parts.append(minhash.signatures(*self._shingles.of_all(chunk)))
+        return np.concatenate(parts)
+
+    def shared(self) -> Iterator[tuple[int, list[int]]]:
+        """(row, numbers of its buckets) in order, for the rows that share a bucket with another row."""
+        bands, rows = bands_for(self._threshold)
+        found_rows, found_buckets, buckets = [], [], 0
+        for key_R in band_keys(self._signatures_RP, bands, rows):
+            self._beat()
+            order_R = np.argsort(key_R, kind="stable")
+            starts = np.ones(len(order_R), dtype=bool)
+            starts[1:] = key_R[order_R[1:]] != key_R[order_R[:-1]]
+            bucket_R = np.cumsum(starts) - 1
+            crowded = np.bincount(bucket_R)[bucket_R] > 1
+            found_rows.append(order_R[crowded])
+            found_buckets.append(bucket_R[crowded] + buckets)
+            buckets += len(order_R)
+        rows_M, buckets_M = np.concatenate(found_rows), np.concatenate(found_buckets)
+        order_M = np.argsort(rows_M, kind="stable")
+        rows_M, buckets_M = rows_M[order_M], buckets_M[order_M]
+        cuts = np.flatnonzero(np.diff(rows_M)) + 1
+        for number, (begin, end) in enumerate(zip([0, *cuts], [*cuts, len(rows_M)], strict=True)):
+            if number % _CHUNK_TEXTS == 0:
+                self._beat()
+            if begin < end:
+                yield int(rows_M[begin]), buckets_M[begin:end].tolist()
+
+    def alike(
+        self, row: int, others: Sequence[int], skip: Callable[[int], bool] = lambda other: False
+    ) -> Iterator[int]:
+        """Those of `others`, in order, whose similarity to `row` reaches the threshold."""
+        if not others:
+            return
+        equal = (self._signatures_RP[others] == self._signatures_RP[row]).sum(axis=1)
+        for other, count in zip(others, equal.tolist(), strict=True):
+            if count < self._least_equal or skip(other):
+                continue
+            if jaccard(self._set(row), self._set(other)) >= self._threshold:
+                yield other
+
+    def _set(self, row: int) -> Hashes:
+        known = self._sets.get(row)
+        if known is None:
+            if len(self._sets) >= _REMEMBERED:
+                self._sets.clear()
+            known = self._sets[row] = self._shingles.of(self._texts[row])
+        return known
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    characters = 0
+    for text in texts:
+        chunk.append(text)
+        characters += len(text)
+        if characters >= _CHUNK_CHARACTERS or len(chunk) >= _CHUNK_TEXTS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk

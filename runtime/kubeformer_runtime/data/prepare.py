@@ -20,7 +20,7 @@ from kubeformer.contract.job import JobSettings
 from kubeformer.contract.names import Reason
 from kubeformer_runtime.data import store
 from kubeformer_runtime.data.clean import BEAT_EVERY_ROWS, CleanRows, clean_rows
-from kubeformer_runtime.data.deduplicate import Deduplicator
+from kubeformer_runtime.data.deduplicate import find_duplicates
 from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.data.prepared import Beat, DataReport, Prepared, SplitReport
 from kubeformer_runtime.data.read import find_files, read_rows
@@ -134,18 +134,12 @@ def _deduplicated(
     prepare = settings.data.prepare
     if prepare.deduplicate == "None":
         return source
-    seen = Deduplicator(prepare.similarity_percent if prepare.deduplicate == "Near" else None)
-    for number, example in enumerate(held_out):
-        seen.add(recipe.key(example))
-        if number % BEAT_EVERY_ROWS == 0:
-            beat()
+    percent = prepare.similarity_percent if prepare.deduplicate == "Near" else None
+    matches = find_duplicates([row.text for row in (*held_out, *source)], percent, beat)
     kept = []
-    for number, example in enumerate(source):
-        if number % BEAT_EVERY_ROWS == 0:
-            beat()
-        match = seen.add(recipe.key(example))
+    for row, match in zip(source, matches[len(held_out) :], strict=True):
         if match is None:
-            kept.append(example)
+            kept.append(row)
         elif match.original < len(held_out):
             counts.leaked += 1
         elif match.exact:
