@@ -4,12 +4,12 @@ Similarity is the Jaccard index of the sets of three-word shingles (see `near`).
 only name candidates; each is verified against the exact index, so a row is never dropped for a similarity it
 does not have, and a pair above the threshold is missed with a probability below one in a thousand.
 
-Memory: 512 bytes of signature and 8 bytes a band for each different text; shingles are computed again for the
-few texts that are compared.
+Memory: 512 bytes of signature and 8 bytes a band for each different text, and up to 256 MiB of shingles; those of
+further texts are computed again where they are compared.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ from kubeformer_runtime.data.near import (
 
 _CHUNK_CHARACTERS = 1 << 20
 _CHUNK_TEXTS = 1024
+_KEPT_SHINGLES = 1 << 25  # 256 MiB of hashes that need not be computed again
 _REMEMBERED = 4096  # shingle sets kept for the next comparison
 _DEVIATIONS = 5.0  # how far below the threshold an estimate must be to save the exact comparison
 
@@ -95,7 +96,8 @@ def near_groups(
     seen: dict[int, list[int]] = {}
     for row, buckets in likeness.shared():
         earlier = sorted({other for bucket in buckets for other in seen.get(bucket, ())})
-        for other in likeness.alike(row, earlier, skip=lambda other: root(other) == root(row)):
+        apart = (other for other in earlier if root(other) != root(row))  # asked again after each union
+        for other in likeness.alike(row, apart):
             low, high = sorted((root(row), root(other)))
             parent[high] = low
         for bucket in buckets:
@@ -123,6 +125,7 @@ class _Likeness:
     def __init__(self, texts: Sequence[str], threshold: float, beat: Callable[[], None]) -> None:
         self._texts, self._threshold, self._beat = texts, threshold, beat
         self._shingles = Shingles()
+        self._hashes: dict[int, Hashes] = {}  # of the first texts, while memory allows
         self._sets: dict[int, Hashes] = {}
         self._signatures_RP = self._signed()
         deviation = (threshold * (1.0 - threshold) / PERMUTATIONS) ** 0.5
@@ -131,9 +134,15 @@ class _Likeness:
     def _signed(self) -> Signatures:
         minhash = MinHash()
         parts = [np.empty((0, PERMUTATIONS), dtype=np.uint32)]
+        row = kept = 0
         for chunk in _chunks(self._texts):
             self._beat()
-            parts.append(minhash.signatures(*self._shingles.of_all(chunk)))
+            hashes_X, begins_R = self._shingles.of_all(chunk)
+            parts.append(minhash.signatures(hashes_X, begins_R))
+            if kept + len(hashes_X) <= _KEPT_SHINGLES:
+                kept += len(hashes_X)
+                self._hashes.update(enumerate(np.split(hashes_X, begins_R[1:]), start=row))
+            row += len(chunk)
         return np.concatenate(parts)
 
     def shared(self) -> Iterator[tuple[int, list[int]]]:
@@ -160,15 +169,11 @@ class _Likeness:
             if begin < end:
                 yield int(rows_M[begin]), buckets_M[begin:end].tolist()
 
-    def alike(
-        self, row: int, others: Sequence[int], skip: Callable[[int], bool] = lambda other: False
-    ) -> Iterator[int]:
+    def alike(self, row: int, others: Iterable[int]) -> Iterator[int]:
         """Those of `others`, in order, whose similarity to `row` reaches the threshold."""
-        if not others:
-            return
-        equal = (self._signatures_RP[others] == self._signatures_RP[row]).sum(axis=1)
-        for other, count in zip(others, equal.tolist(), strict=True):
-            if count < self._least_equal or skip(other):
+        mine_P = self._signatures_RP[row]
+        for other in others:
+            if np.count_nonzero(self._signatures_RP[other] == mine_P) < self._least_equal:
                 continue
             if jaccard(self._set(row), self._set(other)) >= self._threshold:
                 yield other
@@ -178,7 +183,9 @@ class _Likeness:
         if known is None:
             if len(self._sets) >= _REMEMBERED:
                 self._sets.clear()
-            known = self._sets[row] = self._shingles.of(self._texts[row])
+            hashes = self._hashes.get(row)
+            known = np.unique(hashes) if hashes is not None else self._shingles.of(self._texts[row])
+            self._sets[row] = known
         return known
 
 

@@ -19,7 +19,7 @@ from kubeformer.contract.base import Location
 from kubeformer.contract.job import JobSettings
 from kubeformer.contract.names import Reason
 from kubeformer_runtime.data import store
-from kubeformer_runtime.data.clean import BEAT_EVERY_ROWS, CleanRows, clean_rows
+from kubeformer_runtime.data.clean import CleanRows, clean_rows
 from kubeformer_runtime.data.deduplicate import find_duplicates
 from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.data.prepared import Beat, DataReport, Prepared, SplitReport
