@@ -52,9 +52,10 @@ class Pool {
         job(argument, 0);
         barrier();
         // Where neighbours have the cores, threads wait for each other most of the time: then one is quicker than all.
-        // A job that is over in an instant, such as packing a small matrix, says nothing of that.
-        const int64_t took = now() - start;
-        if (took > JUDGED_FROM && waited_.load(std::memory_order_relaxed) * 5 > took * size_ * 2) alone_for_ = ALONE_JOBS;
+        // One job says nothing of that: its core may have been away for a moment.
+        const bool starved = waited_.load(std::memory_order_relaxed) * 5 > (now() - start) * size_ * 2;
+        starved_jobs_ = starved ? starved_jobs_ + 1 : 0;
+        if (starved_jobs_ == STARVED_JOBS) starved_jobs_ = 0, alone_for_ = ALONE_JOBS;
     }
 
     // Every thread of a running job calls it equally often; what was written before is seen after.
@@ -76,8 +77,7 @@ class Pool {
     }
 
   private:
-    static constexpr int BARRIER_SPINS = 4000, IDLE_SPINS = 4000, ALONE_JOBS = 16;
-    static constexpr int64_t JUDGED_FROM = 2'000'000;  // nanoseconds
+    static constexpr int BARRIER_SPINS = 4000, IDLE_SPINS = 4000, STARVED_JOBS = 4, ALONE_JOBS = 16;
 
     static int64_t now() {  // nanoseconds
         timespec t;
@@ -105,7 +105,7 @@ class Pool {
     }
 
     const int size_;
-    int active_ = 1, alone_for_ = 0;
+    int active_ = 1, starved_jobs_ = 0, alone_for_ = 0;
     std::atomic<int64_t> waited_{0};  // by all threads, in barriers of the running job, after spinning
     Job job_ = nullptr;
     void* argument_ = nullptr;
