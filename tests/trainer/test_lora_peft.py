@@ -1,4 +1,4 @@
-"""Adapters written here load in `peft` and in our engine with the logits that training saw; those of `peft` load here."""
+"""Adapters written here load in `peft` and in our engine with the logits of training; those of `peft` load here."""
 
 from pathlib import Path
 
