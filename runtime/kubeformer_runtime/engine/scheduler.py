@@ -23,6 +23,7 @@ from operator import attrgetter
 from kubeformer_runtime.engine.plan import Scheduled, SchedulerConfig, SchedulerOutput, SchedulerState
 from kubeformer_runtime.engine.sequence import FinishReason, Sequence, Status
 
+LEAST_CHUNK = 16  # tokens a step that prompts get however many decode: a block of the cache
 SCORED_CHUNK = 128  # tokens a step of a prompt whose every row needs logits, because each is as wide as the vocabulary
 __all__ = ["Scheduled", "SchedulerConfig", "SchedulerOutput", "SchedulerState"]
 
@@ -82,8 +83,10 @@ class _Budget:
             need = len(decodes)
             for seq in decodes:
                 seq.drafts.clear()
-        chunk = min(config.prefill_chunk, config.mixed_prefill_chunk) if decodes else config.prefill_chunk
-        return cls(tokens, min(chunk, max(1, tokens - need)))
+        prompts = config.prefill_chunk
+        if decodes:
+            prompts = min(prompts, max(LEAST_CHUNK, config.mixed_tokens - need))
+        return cls(tokens, min(prompts, max(1, tokens - need)))
 
     def take(self, seq: Sequence) -> int:
         """How many tokens `seq` computes."""

@@ -1,5 +1,7 @@
 """The scheduler: budgets hold, the important finish first, and every sequence gets its tokens in order."""
 
+from dataclasses import replace
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -9,7 +11,15 @@ from hypothesis import strategies as st
 from kubeformer_runtime.engine.block_manager import BlockManager
 from kubeformer_runtime.engine.plan import SchedulerConfig, SchedulerOutput
 from kubeformer_runtime.engine.sampling_params import SamplingParams
-from kubeformer_runtime.engine.scheduler import SCORED_CHUNK, SchedulerState, advance, enqueue, finish, schedule
+from kubeformer_runtime.engine.scheduler import (
+    LEAST_CHUNK,
+    SCORED_CHUNK,
+    SchedulerState,
+    advance,
+    enqueue,
+    finish,
+    schedule,
+)
 from kubeformer_runtime.engine.sequence import FinishReason, Sequence, Status
 
 
@@ -112,12 +122,13 @@ def test_for_a_better_priority_the_least_important_one_gives_its_slot_or_its_blo
 
 def test_a_long_prompt_leaves_room_for_every_decode_even_if_it_is_more_important() -> None:
     state = SchedulerState(BlockManager(64, 4))
-    config = SchedulerConfig(max_num_batched_tokens=64, prefill_chunk=24, mixed_prefill_chunk=16)
+    config = SchedulerConfig(max_num_batched_tokens=64, prefill_chunk=24, mixed_tokens=21)
     decodes = [add(state, number, 2, priority=1) for number in range(3)]
     step(state, config)
     long = add(state, 3, 100)
     for _ in range(3):
-        assert step(state, config) == {3: 16, 0: 1, 1: 1, 2: 1}
+        assert step(state, config) == {3: 18, 0: 1, 1: 1, 2: 1}
+    assert step(state, replace(config, mixed_tokens=3))[3] == LEAST_CHUNK
     for seq in decodes:
         finish(state, seq, FinishReason.STOP)
     assert step(state, config) == {3: 24}, "alone too, lest an abort or a newcomer waits for long"
@@ -174,7 +185,7 @@ def test_a_prompt_to_be_scored_comes_in_short_chunks_and_every_row_is_wanted_onc
 
 
 @pytest.mark.parametrize(
-    "field", ["max_num_seqs", "max_num_batched_tokens", "max_model_len", "prefill_chunk", "mixed_prefill_chunk"]
+    "field", ["max_num_seqs", "max_num_batched_tokens", "max_model_len", "prefill_chunk", "mixed_tokens"]
 )
 def test_limits_below_one_are_refused_by_name(field: str) -> None:
     with pytest.raises(ValueError, match=field):
@@ -238,7 +249,7 @@ def test_whatever_arrives_every_sequence_ends_in_time_and_no_block_is_left(
     as it and all more important ones have tokens.
     """
     state, model = SchedulerState(BlockManager(num_blocks, 4)), Model(random)
-    config = SchedulerConfig(most, budget, prefill_chunk=chunk, mixed_prefill_chunk=mixed)
+    config = SchedulerConfig(most, budget, prefill_chunk=chunk, mixed_tokens=mixed)
     coming = sorted(enumerate(arrivals), key=lambda item: (item[1][0], item[0]))
     sequences: list[Sequence] = []
     patience: dict[Sequence, int] = {}
