@@ -20,13 +20,14 @@ from kubeformer_runtime.durable import write_bytes
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 SMALLEST_VOCABULARY = 256 + 3  # every byte and the special tokens
 _TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 # What belongs to a tokenizer in Hugging Face's layout, and travels with the model.
 _FILES = (
     _TOKENIZER,
     _CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE,
     "vocab.json",
     "merges.txt",
 )
@@ -54,6 +55,43 @@ class TextTokenizer:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_with_places(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """As encode, with the characters (from, to) of its text that each token stands for."""
+        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [(encoding.ids, encoding.offsets) for encoding in found]
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """Tokens that stand for no text, as they are written."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added if token.special)
+
+    def named_tokens(self) -> dict[str, str]:
+        """bos_token, eos_token, pad_token, ... as chat templates ask for them."""
+        special = {**_json(self.files, "special_tokens_map.json"), **_json(self.files, _CONFIG)}
+        found = {name: special.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in found.items()}
+        return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the chat template that came with the files; of several by name the one called default."""
+        if CHAT_TEMPLATE in self.files:
+            return self.files[CHAT_TEMPLATE].decode()
+        value = _json(self.files, _CONFIG).get("chat_template")
+        if isinstance(value, list):
+            value = next((item.get("template") for item in value if item.get("name") == "default"), None)
+        return value if isinstance(value, str) else None
+
+    def with_chat_template(self, source: str) -> "TextTokenizer":
+        """The same tokenizer, whose files carry another chat template."""
+        files = {**self.files, CHAT_TEMPLATE: source.encode()}
+        return TextTokenizer(self._tokenizer, pad_id=self.pad_id, bos_id=self.bos_id, eos_id=self.eos_id, files=files)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of one token, written as in the vocabulary; None where it has none."""
+        return _token_id(self._tokenizer, token)
 
     def encode_framed(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """<bos> text <eos>, the text cut so that at most `max_length` ids remain: what a classifier reads."""
@@ -89,12 +127,22 @@ class TextTokenizer:
         return cls(tokenizer, pad_id=pad, bos_id=bos, eos_id=eos, files=files)
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocabulary_size: int, *, frame_end: bool = False) -> "TextTokenizer":
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocabulary_size: int,
+        *,
+        frame_end: bool = False,
+        more_tokens: Sequence[str] = (),
+        end: str = EOS,
+    ) -> "TextTokenizer":
         """Train a byte-level BPE. The result depends on the texts alone.
 
         `frame_end`: others that load the files get <bos> text <eos> (a classifier) and not <bos> text (a
-        language model). Raises DataError(SettingsInvalid) where the vocabulary cannot hold every byte.
+        language model). `more_tokens` are special too; `end` is the one that ends what a model writes.
+        Raises DataError(SettingsInvalid) where the vocabulary cannot hold every byte.
         """
+        specials = [PAD, BOS, EOS, *more_tokens]
         if vocabulary_size < SMALLEST_VOCABULARY:
             raise DataError(
                 Reason.SETTINGS_INVALID,
@@ -108,7 +156,7 @@ class TextTokenizer:
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary_size,
-            special_tokens=[PAD, BOS, EOS],
+            special_tokens=specials,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
@@ -120,11 +168,11 @@ class TextTokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "pad_token": PAD,
             "bos_token": BOS,
-            "eos_token": EOS,
+            "eos_token": end,
             "clean_up_tokenization_spaces": False,
         }
         files = {_TOKENIZER: tokenizer.to_str(pretty=True).encode(), _CONFIG: json.dumps(config, indent=2).encode()}
-        return cls(tokenizer, pad_id=0, bos_id=1, eos_id=2, files=files)
+        return cls(tokenizer, pad_id=0, bos_id=1, eos_id=specials.index(end), files=files)
 
 
 def _json(files: dict[str, bytes], name: str) -> dict[str, Any]:

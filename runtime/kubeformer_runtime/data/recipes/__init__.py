@@ -29,7 +29,9 @@ Example = TypeVar("Example")
 MODULES: Mapping[str, str] = {
     "TextClassification": "text_classification",
     "LanguageModel": "language_model",
+    "Chat": "chat",
     "Recommendation": "recommendation",
+    "TextToText": "text_to_text",
 }
 
 

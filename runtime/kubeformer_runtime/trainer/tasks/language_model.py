@@ -6,12 +6,13 @@ from torch.nn import functional as F
 
 from kubeformer.contract.job import JobSettings, LanguageModel, Training
 from kubeformer_runtime.data.order import Share
-from kubeformer_runtime.data.prepared import IGNORE, Prepared
+from kubeformer_runtime.data.prepared import IGNORE, Int32, Int64, Prepared
 from kubeformer_runtime.data.recipes.language_model import (
     LanguageModelBatch,
     LanguageModelSplit,
     language_model_batch,
 )
+from kubeformer_runtime.trainer import fused
 from kubeformer_runtime.trainer.networks import decoder
 from kubeformer_runtime.trainer.tasks.base import BaseTask, Network, Tally
 
@@ -40,17 +41,34 @@ class LanguageModelTask(BaseTask):
 
     def tally(self, network: Network, batch: LanguageModelBatch) -> Tally:
         """See Task."""
-        device = next(network.parameters()).device
-        target_N = torch.from_numpy(batch.targets_BS).to(device).flatten()
-        logit_NV = network(torch.from_numpy(batch.inputs_BS).to(device)).flatten(0, 1).float()
-        loss = F.cross_entropy(logit_NV, target_N, ignore_index=IGNORE, reduction="sum")
-        correct = (logit_NV.detach().argmax(-1) == target_N).sum()
-        return Tally(loss, correct, float((batch.targets_BS != IGNORE).sum()))
+        return next_token_tally(network, batch.inputs_BS, batch.targets_BS)
 
     def measures(self, loss: float, correct: float, weight: float) -> dict[str, float]:
         """Mean cross-entropy in nats, its exponential, and the share of next tokens that came out likeliest."""
-        mean = loss / weight
-        return {"loss": mean, "perplexity": float(np.exp(min(mean, 700.0))), "accuracy": correct / weight}
+        return next_token_measures(loss, correct, weight)
+
+
+def next_token_tally(network: Network, inputs_BS: Int32, targets_BS: Int64, documents_BS: Int32 | None = None) -> Tally:
+    """Cross-entropy of each target that is not IGNORE. `documents_BS`: see Llama."""
+    device = next(network.parameters()).device
+    target_N = torch.from_numpy(targets_BS).to(device).flatten()
+    token_BS = torch.from_numpy(inputs_BS).to(device)
+    documents = None if documents_BS is None else torch.from_numpy(documents_BS).to(device)
+    if (quick := fused.of(network)) is not None:
+        first = None if documents is None else fused.first_seen(documents)
+        loss, correct = quick.loss(token_BS, target_N.view(token_BS.shape), first)
+        return Tally(loss, correct, float((targets_BS != IGNORE).sum()))
+    more = () if documents is None else (documents,)
+    logit_NV = network(token_BS, *more).flatten(0, 1).float()
+    loss = F.cross_entropy(logit_NV, target_N, ignore_index=IGNORE, reduction="sum")
+    correct = (logit_NV.detach().argmax(-1) == target_N).sum()
+    return Tally(loss, correct, float((targets_BS != IGNORE).sum()))
+
+
+def next_token_measures(loss: float, correct: float, weight: float) -> dict[str, float]:
+    """See LanguageModelTask.measures."""
+    mean = loss / weight
+    return {"loss": mean, "perplexity": float(np.exp(min(mean, 700.0))), "accuracy": correct / weight}
 
 
 def make_task(settings: JobSettings, prepared: Prepared) -> LanguageModelTask:
