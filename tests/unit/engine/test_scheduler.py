@@ -1,7 +1,6 @@
 """The scheduler: budgets hold, the important finish first, and every sequence gets its tokens in order."""
 
 from dataclasses import replace
-from dataclasses import replace
 from random import Random
 
 import pytest
