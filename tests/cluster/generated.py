@@ -28,6 +28,20 @@ TEXTS: dict[str, tuple[str, ...]] = {
     "annotations": ("", "any text at all", "ü" * 100),
     "textField": ("text", "body", "ein Feld", "x" * 128),
     "labelField": ("label", "ünïcode"),
+    **dict.fromkeys(
+        (
+            *("messagesField", "promptField", "chosenField", "rejectedField", "sourceField", "targetField"),
+            *("userField", "itemField", "timeField"),
+        ),
+        ("a", "ein Feld", "ünïcode"),
+    ),
+    "command": ("python", "train.py", "--epochs=3"),
+    "packages": ("numpy==2.1.0", "torchvision", "a[b]>=1,<2"),
+    "languages": ("en", "de", "swh"),
+    "url": ("https://example.com/code.git", "https://example.com:8443/a/b"),
+    "revision": ("main", "v1.0", "feature/x", "0123abc"),
+    "experiment": ("spam", "an experiment"),
+    "project": ("spam",),
     "env": ("A", "B_1", "_c", "KUBEFORM"),
     "extraArgs": ("--quantization=fp8", "--enable-auto-tool-choice", "--model-impl=auto", "--hf-overrides.a_b=1"),
 }
@@ -48,7 +62,9 @@ NASTY: tuple[Any, ...] = (
     "5 00m", "1e3", "+1", ".5", "1.", "pvc://", "pvc:///x", "pvc://a/", "pvc://a//b", "pvc://a/../b", "pvc://a/..",
     "pvc://a/..b", "pvc://a/./b", "pvc://u@a/b", "pvc://a/b@c", "pvc://a/b?c", "pvc://a/b#c", "pvc://a/*.jsonl",
     "pvc://a*/b", "pvc://a/[0-9].csv", "pvc://A/b", "pvc://a/b\\c", "pvc://a/b\tc", "PVC://a/b", "pvc:/a/b", "a/b",
-    "s3://bucket/key", "hf://org/name", "https://host/x", "file:///x", "configmap://c/k", "configmap://c/k/l",
+    "s3://bucket/key", "s3://bucket", "s3://b/*.csv", "https://host/*.csv", "https://host", "https://u:p@host/x",
+    "hf://org", "hf://org/name@", "hf://org/name@main/a", "hf://datasets/org/name/a-*.csv", "http://host", "-r x",
+    "numpy @ file:///x", "a;b", "hf://org/name", "https://host/x", "file:///x", "configmap://c/k", "configmap://c/k/l",
     "configmap://c", "configmap://c/", "configmap://c/*", "configmap://c/a.jsonl", "configmap://C/a", "pvc://a..b/c",
     "Auto", "auto", "AdamW", "None", "Near", "Exists", "NoExecute", "NoSchedule", "validation/accuracy",
     "validation/loss", "Maximize", "cosine", "true", "null", "yes", "--model=x", "--max-model-l=1", "--a_b",
@@ -106,7 +122,10 @@ class Generator:
         return self._object(schema, name, chance)
 
     def _list(self, schema: dict[str, Any], name: str, chance: float) -> list[Any]:
-        items = [self._value(schema["items"], name, chance) for _ in range(self._random.randint(0, 2))]
+        items = [
+            self._value(schema["items"], name, chance)
+            for _ in range(self._random.randint(schema.get("minItems", 0), 2))
+        ]
         if schema["x-kubernetes-list-type"] == "set":
             return sorted(set(items))
         if schema["x-kubernetes-list-type"] == "map":
@@ -119,6 +138,7 @@ class Generator:
     def _object(self, schema: dict[str, Any], name: str, chance: float) -> dict[str, Any]:
         chosen = set(schema.get("required", ()))
         chosen |= {member for member in schema["properties"] if self._random.random() < chance}
+        chosen |= {"data"} & schema["properties"].keys()  # left out, only one kind of task is valid
         for rule in schema.get(VALIDATIONS, ()):
             variants = members_of(rule["rule"])
             if variants:

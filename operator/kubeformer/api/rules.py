@@ -225,7 +225,7 @@ Name = Annotated[
     Field(min_length=1, max_length=253),
     matching(
         f"^{SUBDOMAIN}$",
-        "must be the name of a Kubernetes object: lower-case letters, digits, - and .",
+        "must be a Kubernetes object's name: lower-case letters, digits, - and .",
     ),
 ]
 """The name of an object of Kubernetes itself (a claim, a Secret, a priority class)."""

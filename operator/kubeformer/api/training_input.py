@@ -1,56 +1,14 @@
-"""What a TrainingJob learns and from what: the task, the model to begin with, and the data."""
+"""What a TrainingJob learns from: the model to begin with, and the data."""
 
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from kubeformer.api.common import TrainingJobRef, Whole
-from kubeformer.api.rules import Model, Rule, empty, exactly_one, matching
-from kubeformer.api.uri import DataUri, WeightsUri
+from kubeformer.api.common import LocalObjectRef, TrainingJobRef, Whole
+from kubeformer.api.rules import UNIQUE, Model, Rule, empty, exactly_one, keyed_by, matching
+from kubeformer.api.uri import BaseUri, DataUri, WeightsUri
 
-FieldName = Annotated[
-    str,
-    Field(min_length=1, max_length=128),
-    matching(r"^[^\x00-\x1f\x7f]+$", "must be the name of a field of the rows, without control characters"),
-]
 Percent = Annotated[int, Field(ge=0, le=100), Whole]
-
-
-class TextClassification(Model):
-    """Rows with a text and a label: the model learns to tell the label."""
-
-    text_field: FieldName = "text"
-    """Field of each row that holds the text."""
-
-    label_field: FieldName = "label"
-    """Field of each row that holds the label; every value found becomes a class."""
-
-    max_length: Annotated[int, Field(ge=8, le=8192), Whole] = 256
-    """Tokens of a text that are read; the rest is cut off."""
-
-
-class LanguageModel(Model):
-    """Rows with a text: the model learns to go on writing."""
-
-    text_field: FieldName = "text"
-    """Field of each row that holds the text."""
-
-    sequence_length: Annotated[int, Field(ge=16, le=32768), Whole] = 512
-    """Tokens of a training sequence; texts are packed one after the other."""
-
-
-class Task(Model):
-    """What is learnt: exactly one of the members."""
-
-    RULES: ClassVar[tuple[Rule, ...]] = (
-        exactly_one("textClassification", "languageModel", where="spec.task", example="textClassification: {}"),
-    )
-
-    text_classification: TextClassification | None = None
-    """Learn to tell the label of a text; {} takes the fields text and label."""
-
-    language_model: LanguageModel | None = None
-    """Learn to write, from the beginning or from given weights; {} takes the field text."""
 
 
 class Architecture(Model):
@@ -96,21 +54,53 @@ class Architecture(Model):
     """Share of activations dropped in training, against overfitting."""
 
 
+class Lora(Model):
+    """Low-rank adapters: the given weights stay, small matrices beside them are trained."""
+
+    rank: Annotated[int, Field(ge=1, le=1024), Whole] = 16
+    """Width of the small matrices."""
+
+    alpha: Annotated[float, Field(gt=0, le=10_000)] = 32.0
+    """What the adapter counts: its output is multiplied by alpha / rank."""
+
+    dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.0
+    """Share of the adapter's inputs dropped in training."""
+
+    targets: Annotated[list[Literal["Attention", "MLP"]], Field(min_length=1, max_length=2), *UNIQUE] = Field(
+        ["Attention"]
+    )
+    """Which matrices get an adapter."""
+
+    base_weights: Literal["Float", "Int8", "NF4"] = "Float"
+    """How the given weights are held meanwhile; NF4 takes an eighth of the memory of Float (QLoRA)."""
+
+
 class ModelSource(Model):
-    """What is trained: exactly one of the members."""
+    """What is trained: exactly one of architecture, uri and trainingJobRef."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         exactly_one("architecture", "uri", "trainingJobRef", where="spec.model", example="architecture: {}"),
+        Rule(
+            "!has(self.lora) || !has(self.architecture)",
+            "lora goes beside given weights alone; use uri or trainingJobRef in place of architecture, or drop lora",
+            lambda m: m.lora is None or m.architecture is None,
+        ),
     )
 
     architecture: Architecture | None = None
     """A model from the beginning; {} takes a small one."""
 
-    uri: WeightsUri | None = None
-    """Weights to go on from: a model directory in Hugging Face layout, as in pvc://models/base."""
+    uri: BaseUri | None = None
+    """Weights to go on from: a model directory in Hugging Face layout, as in pvc://models/base or hf://ORG/NAME."""
+
+    secret_ref: LocalObjectRef | None = None
+    """Secret with the credentials for uri: HF_TOKEN; AWS_ACCESS_KEY_ID and its kin. Only the workers read it."""
 
     training_job_ref: TrainingJobRef | None = None
     """Weights to go on from: what that TrainingJob published; waits until it has."""
+
+    lora: Lora | None = None
+    """Train adapters beside the given weights in place of the weights; {} takes rank 16 in attention."""
 
 
 class Deduplicate(Model):
@@ -146,6 +136,16 @@ class Prepare(Model):
     max_bad_rows_percent: Percent = 1
     """How many rows may be unreadable before the job fails with DataInvalid."""
 
+    languages: Annotated[
+        list[Annotated[str, Field(min_length=2, max_length=3), matching("^[a-z]{2,3}$", "must be a code such as en")]],
+        Field(max_length=16),
+        *UNIQUE,
+    ] = empty(list)
+    """Keep the rows whose text is in one of these languages (ISO 639 codes such as en, de); left out: all."""
+
+    max_repetition_percent: Percent | None = None
+    """Rows with a larger share of repeated words and lines are dropped; left out: none are."""
+
 
 class Validation(Model):
     """Rows held back from training to score it: exactly one of the members."""
@@ -155,7 +155,7 @@ class Validation(Model):
     )
 
     percent: Annotated[int, Field(ge=1, le=90), Whole] | None = None
-    """Share of the rows of data.uri, chosen by the seed."""
+    """Share of the rows, chosen by the seed."""
 
     uri: DataUri | None = None
     """Rows of their own, as in pvc://CLAIM/PATH or configmap://NAME/KEY."""
@@ -179,23 +179,71 @@ class TrainTokenizer(Model):
 
 
 class Tokenizer(Model):
-    """How texts become tokens."""
+    """How texts become tokens: exactly one of the members."""
 
-    train: TrainTokenizer
+    RULES: ClassVar[tuple[Rule, ...]] = (exactly_one("train", "uri", where="spec.data.tokenizer", example="train: {}"),)
+
+    train: TrainTokenizer | None = None
     """Train a tokenizer on the training rows; {} takes 8192 tokens."""
+
+    uri: WeightsUri | None = None
+    """Take a tokenizer that exists: a directory with a tokenizer.json, as in pvc://models/base."""
+
+
+Format = Literal["Auto", "JSONLines", "CSV", "Parquet", "Text"]
+
+
+class Source(Model):
+    """One of several places that rows come from."""
+
+    name: Annotated[
+        str,
+        Field(min_length=1, max_length=48),
+        matching(r"^[a-z]([-a-z0-9]*[a-z0-9])?$", "must be a name of lower-case letters, digits and -"),
+    ]
+    """Name, told apart in logs and figures."""
+
+    uri: DataUri
+    """Rows, as in data.uri."""
+
+    format: Format = "Auto"
+    """How the files are written; Auto: by suffix."""
+
+    weight: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0
+    """How much of what is drawn comes from here, relative to the other sources."""
 
 
 class Data(Model):
     """Where rows come from, and what is done to them."""
 
-    uri: DataUri
-    """Rows: JSON Lines, CSV or plain text (a row a paragraph), by suffix, gzip or not; globs work, as in pvc://mail/spam-*.jsonl."""
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        exactly_one("uri", "sources", where="spec.data", example="uri: pvc://mail/spam.jsonl"),
+        Rule(
+            "!has(self.sources) || self.format == 'Auto'",
+            "format goes beside uri alone; each of the sources has its own",
+            lambda d: d.sources is None or d.format == "Auto",
+        ),
+    )
+
+    uri: DataUri | None = None
+    """Rows: JSON Lines, CSV, Parquet or plain text (a row a paragraph), gzip or not; globs work, as in
+    pvc://mail/spam-*.jsonl. Other places: s3://BUCKET/KEY, https://HOST/PATH, hf://datasets/ORG/NAME/PATH."""
+
+    format: Format = "Auto"
+    """How the files of uri are written; Auto: by suffix."""
+
+    sources: Annotated[list[Source], Field(min_length=1, max_length=16), *keyed_by("name")] | None = None
+    """Several places, mixed by weight, instead of uri."""
+
+    secret_ref: LocalObjectRef | None = None
+    """Secret with the credentials for all URIs of data: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN,
+    AWS_REGION, AWS_ENDPOINT_URL; HF_TOKEN. Only the workers read it."""
 
     prepare: Prepare = Prepare()
     """Cleaning, before data is split."""
 
     validation: Validation = Validation(percent=10)
-    """Rows to score training on: a share of data.uri, or their own."""
+    """Rows to score training on: a share of the rows, or their own."""
 
     test: Test | None = None
     """Rows to score the published model on."""

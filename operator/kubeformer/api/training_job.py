@@ -12,111 +12,32 @@ from pydantic.alias_generators import to_snake
 
 from kubeformer.api.common import (
     NAME_RULE,
+    LocalObjectRef,
     ObjectMeta,
     Pod,
     Resources,
     Storage,
+    Text,
+    TrainingJobRef,
     Whole,
 )
-from kubeformer.api.rules import Model, Rule, Transition, at_most_one, empty
-from kubeformer.api.training_input import Architecture, Data, ModelSource, Percent, Task
+from kubeformer.api.rules import (
+    Model,
+    ResourceName,
+    Rule,
+    Transition,
+    empty,
+    exactly_one,
+    keyed_by,
+    matching,
+)
+from kubeformer.api.training_input import Architecture, Data, ModelSource
+from kubeformer.api.training_loop import MEASURES, Training
 from kubeformer.api.training_status import TrainingJobStatus
+from kubeformer.api.training_task import Task
+from kubeformer.api.uri import StorageUri
 
 __all__ = ["Architecture", "TrainingJob", "TrainingJobSpec"]
-
-
-class Optimizer(Model):
-    """How gradients become steps."""
-
-    type: Literal["AdamW", "SGD"] = "AdamW"
-    """AdamW adapts the step for each weight; SGD (momentum 0.9) does not."""
-
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Pull of the weights towards zero."""
-
-    max_gradient_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    """Longer gradients are shortened to this."""
-
-
-class Schedule(Model):
-    """How the learning rate changes over training."""
-
-    type: Literal["Cosine", "Linear", "Constant"] = "Cosine"
-    """Cosine and Linear fall towards zero at the end; Constant stays."""
-
-    warmup_percent: Percent = 5
-    """Share of all steps over which the rate rises from zero."""
-
-
-class Objective(Model):
-    """What Best means, for publishing and early stopping."""
-
-    metric: Literal["validation/accuracy", "validation/loss"]
-    """The figure that counts; accuracy exists for textClassification alone."""
-
-    direction: Literal["Maximize", "Minimize"] | None = None
-    """Which way is better; left out: Maximize for accuracy, Minimize for loss."""
-
-
-class EarlyStopping(Model):
-    """Stop when the objective no longer improves."""
-
-    patience: Annotated[int, Field(ge=1, le=1000), Whole] = 3
-    """Evaluations in a row without improvement after which training stops."""
-
-    min_delta: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """An improvement of less than this counts as none."""
-
-
-class Evaluation(Model):
-    """When the model is scored on the validation rows."""
-
-    RULES: ClassVar[tuple[Rule, ...]] = (at_most_one("everyEpochs", "everySteps", where="spec.training.evaluation"),)
-
-    every_epochs: Annotated[int, Field(ge=1, le=10_000), Whole] | None = None
-    """Score after so many epochs; left out, with everySteps left out: 1."""
-
-    every_steps: Annotated[int, Field(ge=1, le=100_000_000), Whole] | None = None
-    """Score after so many optimiser steps instead."""
-
-    early_stopping: EarlyStopping | None = None
-    """Stop early; left out: never."""
-
-
-class Training(Model):
-    """The optimisation."""
-
-    RULES: ClassVar[tuple[Rule, ...]] = (at_most_one("epochs", "steps", where="spec.training"),)
-
-    epochs: Annotated[int, Field(ge=1, le=100_000), Whole] | None = None
-    """Passes over the training rows; left out, with steps left out: 3."""
-
-    steps: Annotated[int, Field(ge=1, le=100_000_000), Whole] | None = None
-    """Optimiser steps instead of epochs."""
-
-    batch_size: Annotated[int, Field(ge=1, le=1_000_000), Whole] = 32
-    """Rows (packed sequences, for languageModel) an optimiser step, over all workers together, however many."""
-
-    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
-    """Step size at its highest, such as 3e-4; left out: by task, model and optimizer."""
-
-    optimizer: Optimizer = Optimizer()
-    """How gradients become steps."""
-
-    schedule: Schedule = Schedule()
-    """How the learning rate changes."""
-
-    objective: Objective | None = None
-    """What Best means; left out: validation/accuracy for textClassification, validation/loss for languageModel."""
-
-    evaluation: Evaluation = empty(Evaluation)
-    """When to score."""
-
-    precision: Literal["Auto", "Float32", "BFloat16"] = "Auto"
-    """Arithmetic of the forward and backward pass. Auto: BFloat16 on GPUs that have it, else Float32."""
-
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1), Whole] = 0
-    """Seed of initial weights, split and order of rows; the same seed gives the same split."""
 
 
 class Workers(Model):
@@ -128,21 +49,43 @@ class Workers(Model):
     processes_per_worker: Annotated[int, Field(ge=1, le=64), Whole] = 1
     """Training processes in each pod: one a GPU, or one on CPU."""
 
+    strategy: Literal["Auto", "DDP", "FSDP", "TensorParallel"] = "Auto"
+    """How processes share the work. DDP: each holds the whole model; FSDP: weights and optimiser state are spread over
+    all; TensorParallel: matrices are. Auto: DDP while the model fits."""
+
     resources: Resources = empty(Resources)
     """What each pod may use, and what is set aside for it."""
+
+
+class ResumeFrom(Model):
+    """Another job's training state: exactly one of the members."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        exactly_one("uri", "trainingJobRef", where="spec.checkpoint.resumeFrom", example="trainingJobRef: {name: a}"),
+    )
+
+    uri: StorageUri | None = None
+    """A checkpoint, or the directory of several, of which the newest counts, as in pvc://CLAIM/PATH."""
+
+    training_job_ref: TrainingJobRef | None = None
+    """A TrainingJob, whose last checkpoint counts."""
 
 
 class Checkpoint(Model):
     """How training state is saved, to go on from after a fault or suspension."""
 
-    interval_seconds: Annotated[int, Field(ge=1, le=86400), Whole] = 300
-    """Time between checkpoints. A change holds from the workers' next start."""
+    interval_seconds: Annotated[int, Field(ge=1, le=86400), Whole] | None = None
+    """Time between checkpoints; left out: from what one costs and how often workers fail. A change holds from the
+    workers' next start."""
 
     keep: Annotated[int, Field(ge=1, le=100), Whole] = 3
     """Checkpoints kept, the best one beside them. A change holds from the workers' next start."""
 
     storage: Storage | None = None
     """Where to; left out: below the installation's storage.uri. Deleted with the job."""
+
+    resume_from: ResumeFrom | None = None
+    """Training state of another job to go on from: weights, optimiser, place in the data and all."""
 
 
 class Recovery(Model):
@@ -166,26 +109,87 @@ class Output(Model):
     """Best: the weights that scored best by the objective; Last: those of the last step."""
 
 
+class TensorBoard(Model):
+    """Event files, below the directory of the checkpoints."""
+
+
+class MLflow(Model):
+    """A run on an MLflow server."""
+
+    uri: Annotated[
+        str,
+        Field(min_length=1, max_length=1024),
+        matching(r"^https?://[^/@?# ]+(/[^?# ]*)?$", "must be http(s)://HOST/PATH, without user name or query"),
+    ]
+    """Address of the tracking server."""
+
+    experiment: Text = "kubeformer"
+    """Experiment that the run belongs to; made where it is missing."""
+
+
+class WandB(Model):
+    """A run at Weights & Biases."""
+
+    project: Text = "kubeformer"
+    """Project that the run belongs to."""
+
+
+class Tracker(Model):
+    """Somebody who is told the figures of training: exactly one of tensorBoard, mlflow and wandb."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        exactly_one("tensorBoard", "mlflow", "wandb", where="spec.tracking", example="tensorBoard: {}"),
+    )
+
+    name: ResourceName
+    """Name, told apart in logs."""
+
+    tensor_board: TensorBoard | None = None
+    """Write event files for TensorBoard; {} is enough."""
+
+    mlflow: MLflow | None = None
+    """Tell an MLflow server; the image has to hold the package mlflow."""
+
+    wandb: WandB | None = None
+    """Tell Weights & Biases; the image has to hold the package wandb."""
+
+    secret_ref: LocalObjectRef | None = None
+    """Secret with MLFLOW_TRACKING_TOKEN (or _USERNAME and _PASSWORD), or WANDB_API_KEY. Only the workers read it."""
+
+
 class TrainingJobSpec(Model):
     """What to train, on what, and how."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "!has(self.data.tokenizer) || !has(self.model) || has(self.model.architecture)",
-            "data.tokenizer.train goes with model.architecture alone: weights given by model.uri or "
-            "model.trainingJobRef bring their own tokenizer; leave data.tokenizer out",
-            lambda s: s.data.tokenizer is None or s.model is None or s.model.architecture is not None,
+            "has(self.data) || has(self.task.custom)",
+            "data is required: name the rows, as in data: {uri: pvc://CLAIM/PATH}; task.custom alone does without",
+            lambda s: s.data is not None or s.task.custom is not None,
         ),
         Rule(
-            "!has(self.task.languageModel) || !has(self.training.objective) || "
-            "self.training.objective.metric != 'validation/accuracy'",
-            "training.objective.metric validation/accuracy goes with task.textClassification alone; "
-            "use validation/loss for languageModel",
+            "!has(self.data) || !has(self.data.tokenizer) || !has(self.model) || has(self.model.architecture)",
+            "data.tokenizer goes with model.architecture alone: weights given by model.uri or "
+            "model.trainingJobRef bring their own tokenizer; leave data.tokenizer out",
+            lambda s: s.data is None or s.data.tokenizer is None or s.model is None or s.model.architecture is not None,
+        ),
+        Rule(
+            "!(has(self.task.chat) || has(self.task.preference)) || (has(self.model) && !has(self.model.architecture))",
+            "task.chat and task.preference go on from a model that can write already: name one by model.uri or "
+            "model.trainingJobRef",
             lambda s: (
-                s.task.language_model is None
-                or s.training.objective is None
-                or s.training.objective.metric != "validation/accuracy"
+                (s.task.chat is None and s.task.preference is None)
+                or (s.model is not None and s.model.architecture is None)
             ),
+        ),
+        Rule(
+            "!has(self.training.objective) || "
+            + " || ".join(
+                f"(has(self.task.{task}) && self.training.objective.metric in {list(metrics)})"
+                for task, metrics in MEASURES.items()
+            ),
+            "training.objective.metric is none that this task measures; docs/training.md lists them, and "
+            "validation/loss is one of every task but custom, which has none",
+            lambda s: s.training.objective is None or s.training.objective.metric in MEASURES.get(s.task.kind, ()),
         ),
     )
 
@@ -195,8 +199,8 @@ class TrainingJobSpec(Model):
     model: ModelSource | None = None
     """What is trained; left out: a small model that suits the task."""
 
-    data: Data
-    """Where rows come from."""
+    data: Data | None = None
+    """Where rows come from; task.custom alone does without."""
 
     training: Training = Training()
     """The optimisation."""
@@ -212,6 +216,9 @@ class TrainingJobSpec(Model):
 
     output: Output = Output()
     """The published model."""
+
+    tracking: Annotated[list[Tracker], Field(max_length=4), *keyed_by("name")] = empty(list)
+    """Who else is told the figures."""
 
     suspend: bool = False
     """Save a checkpoint and stop the workers; false again goes on from there."""
@@ -260,6 +267,8 @@ class TrainingJob(Model):
         _frozen("training"),
         _frozen("workers"),
         _frozen("checkpoint", "storage"),
+        _frozen("checkpoint", "resumeFrom"),
+        _frozen("tracking"),
         _frozen("output"),
         _frozen("pod"),
     )

@@ -66,6 +66,9 @@ class ResolvedJob(Lenient):
     base_digest: Digest | None = None
     """Digest of those weights, where a TrainingJob published them."""
 
+    resume_uri: StatusUri | None = None
+    """Training state of another job that training goes on from."""
+
     checkpoint_uri: StatusUri | None = None
     """Where training state is saved."""
 

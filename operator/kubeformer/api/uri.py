@@ -1,8 +1,11 @@
-"""Where things are: `pvc://CLAIM/PATH` and `configmap://NAME/KEY`, in the resource's own namespace.
+"""Where things are: on a claim or in a ConfigMap of the resource's own namespace, or in a store outside of the cluster.
 
-One parser for every URI of every resource. `parse` turns text into a `PvcUri` or `ConfigMapUri` and refuses, with a
-sentence, whatever could mean two things: `..`, user names, queries, fragments, other schemes. The field types
-(`DataUri`, `WeightsUri`, `StorageUri`) hold the same rules in the CRD's schema.
+    pvc://CLAIM/PATH   configmap://NAME/KEY   s3://BUCKET/KEY   https://HOST/PATH
+    hf://ORG/NAME[@REVISION][/PATH]   hf://datasets/ORG/NAME[@REVISION][/PATH]
+
+One parser for every URI of every resource. `parse` turns text into a `PvcUri`, `ConfigMapUri` or `RemoteUri` and
+refuses, with a sentence, whatever could mean two things: `..`, user names, queries, fragments, other schemes. The
+field types (`DataUri`, `WeightsUri`, ...) hold the same rules in the CRD's schema.
 """
 
 import re
@@ -12,41 +15,73 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_core import PydanticCustomError
 
-from kubeformer.api.rules import SUBDOMAIN, Rule, avoiding, matching
+from kubeformer.api.rules import Rule, avoiding, matching
 
 MAX_LENGTH = 1024
 
-_SCHEMES = "other places (s3://, hf://, https://, oci://, file paths) are not supported in this version"
+# A step of a path is any text without these; globs are told apart below. Patterns are short because the CRD repeats
+# them for every field, and has to stay small.
+_NAME = "[a-z0-9]([-.a-z0-9]*[a-z0-9])?"
+_SHAPE_PVC = rf"pvc://{_NAME}(/[^/]+)*"
+_SHAPE_CONFIG_MAP = rf"configmap://{_NAME}/[-._a-zA-Z0-9]+"
+_SHAPE_S3 = rf"s3://{_NAME}(/[^/]+)+"
+_SHAPE_HTTPS = rf"https://{_NAME}(:[0-9]+)?(/[^/]+)+"
+_SHAPE_HF = r"hf://([A-Za-z0-9][-._A-Za-z0-9]*/){1,2}[A-Za-z0-9][-._A-Za-z0-9]*(@[^/@]+)?(/[^/]+)*"
+_ENDING = "without empty steps or a slash at the end"
 
-# A step of a path is any text without these; globs are told apart below.
-_SHAPE_PVC = rf"^pvc://{SUBDOMAIN}(/[^/]+)*$"
-_SHAPE_CONFIG_MAP = rf"^configmap://{SUBDOMAIN}/[-._a-zA-Z0-9]+$"
 
-_NO_USER = avoiding(r"^[a-z0-9+.-]*://[^/]*@", "must not hold a user name; mount what needs credentials as a claim")
-_NO_QUERY = avoiding(r"[?#]", "must not hold a query or a fragment (? or #)")
-_NO_CONTROL = avoiding(r"[\x00-\x1f\x7f\\]", "must not hold control characters or backslashes")
+def _shape(message: str, *patterns: str) -> Rule:
+    return matching(f"^({'|'.join(patterns)})$", f"must be {message}, {_ENDING}")
+
+
+_NO_USER = avoiding(r"^[a-z0-9+.-]*://[^/]*@", "must not hold a user name; credentials are a Secret's")
+_NO_QUERY = avoiding(
+    r"[?#\\\x00-\x1f\x7f]", "must not hold a query or a fragment (? or #), control characters or backslashes"
+)
 _NO_DOTS = avoiding(r"/\.\.?(/|$)", "must not step up or in place (.. or . in the path); write the path in full")
 _NO_GLOB = avoiding(r"[*\[\]]", "must not hold a glob (* or [...]); globs work in the path of data alone")
-_GLOB_IN_PATH = avoiding(r"^[a-z]+://[^/]*[*\[\]]", "may hold a glob (* or [...]) in the path alone, not in the name")
-_NO_GLOB_KEY = avoiding(r"^configmap://.*[*\[\]]", "may hold a glob in the path of a claim alone; name one key")
-_PVC_ONLY = matching(r"^pvc://", f"must begin with pvc://, as in pvc://CLAIM/PATH; {_SCHEMES}")
-_ANY_SCHEME = matching(
-    r"^(pvc|configmap)://", f"must begin with pvc:// or configmap://, as in pvc://CLAIM/PATH; {_SCHEMES}"
-)
-_SHAPE = matching(
-    f"{_SHAPE_PVC}|{_SHAPE_CONFIG_MAP}",
-    "must be pvc://CLAIM/PATH or configmap://NAME/KEY, without empty steps or a slash at the end",
+_GLOB_IN_PATH = avoiding(
+    r"^([a-z0-9]+://[^/]*|(configmap|https)://.*)[*\[\]]",
+    "may hold a glob (* or [...]) in the path alone, not in the name; of a ConfigMap or by https, name one key",
 )
 
-_COMMON = (_NO_USER, _NO_QUERY, _NO_CONTROL, _NO_DOTS)
-_DATA: tuple[Rule, ...] = (_ANY_SCHEME, *_COMMON, _GLOB_IN_PATH, _NO_GLOB_KEY, _SHAPE)
-_PLAIN: tuple[Rule, ...] = (_PVC_ONLY, *_COMMON, _NO_GLOB, _SHAPE)
+_COMMON = (_NO_USER, _NO_QUERY, _NO_DOTS)
+_DATA: tuple[Rule, ...] = (
+    *_COMMON,
+    _GLOB_IN_PATH,
+    _shape(
+        "pvc://CLAIM/PATH, configmap://NAME/KEY, s3://BUCKET/KEY, https://HOST/PATH or "
+        "hf://[datasets/]ORG/NAME[@REVISION][/PATH]",
+        *(_SHAPE_PVC, _SHAPE_CONFIG_MAP, _SHAPE_S3, _SHAPE_HTTPS, _SHAPE_HF),
+    ),
+)
+_PLAIN: tuple[Rule, ...] = (
+    *_COMMON,
+    _NO_GLOB,
+    _shape("pvc://CLAIM/PATH", _SHAPE_PVC),
+)
+_BASE: tuple[Rule, ...] = (
+    *_COMMON,
+    _NO_GLOB,
+    _shape("pvc://CLAIM/PATH, s3://BUCKET/KEY or hf://ORG/NAME[@REVISION]", _SHAPE_PVC, _SHAPE_S3, _SHAPE_HF),
+)
+_FILE: tuple[Rule, ...] = (
+    *_COMMON,
+    _NO_GLOB,
+    _shape("pvc://CLAIM/PATH or configmap://NAME/KEY", _SHAPE_PVC, _SHAPE_CONFIG_MAP),
+)
 
 DataUri = Annotated[str, Field(min_length=1, max_length=MAX_LENGTH), *_DATA]
-"""Rows: a file, or several by a glob, on a claim; or one key of a ConfigMap."""
+"""Rows: a file, or several by a glob, on a claim, in a bucket or repository; a key of a ConfigMap; a file by https."""
 
 WeightsUri = Annotated[str, Field(min_length=1, max_length=MAX_LENGTH), *_PLAIN]
 """A model directory on a claim."""
+
+BaseUri = Annotated[str, Field(min_length=1, max_length=MAX_LENGTH), *_BASE]
+"""A model directory on a claim, below a key of a bucket, or a repository."""
+
+FileUri = Annotated[str, Field(min_length=1, max_length=MAX_LENGTH), *_FILE]
+"""A file on a claim, or one key of a ConfigMap."""
 
 StorageUri = Annotated[str, Field(min_length=1, max_length=MAX_LENGTH), *_PLAIN]
 """A directory on a claim to write to; made where it is missing."""
@@ -87,7 +122,18 @@ class ConfigMapUri:
         return f"configmap://{self.name}/{self.key}"
 
 
-Uri = PvcUri | ConfigMapUri
+@dataclass(frozen=True, slots=True)
+class RemoteUri:
+    """A place outside of the cluster: `scheme` is s3, https or hf. `str` gives the URI back."""
+
+    scheme: str
+    rest: str  # what follows ://
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.rest}"
+
+
+Uri = PvcUri | ConfigMapUri | RemoteUri
 
 
 def parse(text: str) -> Uri:
@@ -101,14 +147,16 @@ def parse(text: str) -> Uri:
             raise UriError(f"{text!r}: {rule.message}") from error
     scheme, _, rest = text.partition("://")
     name, _, path = rest.partition("/")
-    return PvcUri(name, path) if scheme == "pvc" else ConfigMapUri(name, path)
+    if scheme == "pvc":
+        return PvcUri(name, path)
+    return ConfigMapUri(name, path) if scheme == "configmap" else RemoteUri(scheme, rest)
 
 
 def parse_storage(text: str) -> PvcUri:
     """The directory on a claim that `text` names: no glob, no ConfigMap. Raises UriError."""
     uri = parse(text)
-    if isinstance(uri, ConfigMapUri):
-        raise UriError(f"{text!r}: {_PVC_ONLY.message}")
+    if not isinstance(uri, PvcUri):
+        raise UriError(f"{text!r}: {_PLAIN[-1].message}")
     if uri.is_glob:
         raise UriError(f"{text!r}: {_NO_GLOB.message}")
     return uri

@@ -10,38 +10,28 @@ names, and an Indexed Job. Why the Job is as it is:
   evictions nor voluntary stops (143).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kubeformer.api.training_job import Architecture, TrainingJobSpec
+from kubeformer.api.training_job import TrainingJobSpec
 from kubeformer.api.uri import ConfigMapUri, PvcUri, Uri
 from kubeformer.contract import job as contract
 from kubeformer.contract import names
-from kubeformer.contract.base import Location
 from kubeformer.kit import pods
 from kubeformer.kit.digests import short_hash
 from kubeformer.kit.quantities import amount
+from kubeformer.kit.settings import OperatorSettings
+from kubeformer.training.document import path_of
 from kubeformer.training.observe import COMPONENT_CLEANUP, COMPONENT_WORKER, Observed, cleanup_name, data_uris, uri_of
-from kubeformer.training.resolve import architecture, learning_rate, objective, worker_resources
+from kubeformer.training.resolve import architecture, worker_resources
+from kubeformer.training.secrets import credentials
 
 ANNOTATION_TEMPLATE_HASH = f"{names.GROUP}/template-hash"
 GRACE_SECONDS = 120
+COPY_DIRECTORY = f"{names.SCRATCH_DIRECTORY}/kubeformer"
 SOCKET_PATH = f"{names.SCRATCH_DIRECTORY}/launcher.sock"
 
 Object = dict[str, Any]
-
-
-def path_of(uri: Uri) -> str:
-    """Where a pod finds what a URI names."""
-    if isinstance(uri, ConfigMapUri):
-        return f"{names.CONFIG_MAPS_DIRECTORY}/{uri.name}/{uri.key}"
-    return f"{names.CLAIMS_DIRECTORY}/{uri.claim}" + (f"/{uri.path}" if uri.path else "")
-
-
-def _location(text: object, digest: object = None) -> Location:
-    uri = uri_of(text)
-    path = path_of(uri) if uri is not None else ""
-    return Location(uri=str(text), path=path, digest=str(digest) if digest else None)
 
 
 def service_name(name: str) -> str:
@@ -56,106 +46,6 @@ def labels(name: str, component: str = COMPONENT_WORKER) -> dict[str, str]:
         names.LABEL_COMPONENT: component,
         names.LABEL_TRAINING_JOB: name,
     }
-
-
-def settings_document(spec: TrainingJobSpec, resolved: Mapping[str, Any], seen: Observed) -> contract.JobSettings:
-    """What the workers are told, from the spec and from what was resolved."""
-    metric, direction = objective(spec)
-    given_rate = spec.training.learning_rate
-    rate = float(resolved.get("learningRate") or learning_rate(spec)) if given_rate is None else given_rate
-    training = spec.training
-    stopping = training.evaluation.early_stopping
-    steps = training.steps
-    return contract.JobSettings(
-        name=seen.name,
-        namespace=seen.key.namespace,
-        uid=seen.meta.uid,
-        task=_task(spec),
-        model=_model(spec, resolved),
-        data=_data(spec),
-        training=contract.Training(
-            epochs=None if steps is not None else training.epochs or resolved.get("epochs") or 3,
-            steps=steps,
-            batch_size=training.batch_size,
-            learning_rate=rate,
-            optimizer=training.optimizer.type,
-            weight_decay=training.optimizer.weight_decay,
-            max_gradient_norm=training.optimizer.max_gradient_norm,
-            schedule=training.schedule.type,
-            warmup_percent=training.schedule.warmup_percent,
-            objective_metric=metric,
-            objective_direction="Maximize" if direction == "Maximize" else "Minimize",
-            evaluate_every_epochs=training.evaluation.every_epochs or 1,
-            evaluate_every_steps=training.evaluation.every_steps,
-            early_stopping=None
-            if stopping is None
-            else contract.EarlyStopping(patience=stopping.patience, min_delta=stopping.min_delta),
-            precision=training.precision,
-            seed=training.seed,
-        ),
-        workers=contract.Workers(
-            replicas=spec.workers.replicas, processes_per_worker=spec.workers.processes_per_worker
-        ),
-        checkpoint=contract.Checkpoint(
-            directory=_location(resolved.get("checkpointUri")).path,
-            interval_seconds=spec.checkpoint.interval_seconds,
-            keep=spec.checkpoint.keep,
-        ),
-        recovery=contract.Recovery(
-            max_restarts=spec.recovery.max_restarts, hang_timeout_seconds=spec.recovery.hang_timeout_seconds
-        ),
-        output=contract.Output(location=_location(resolved.get("outputUri")), publish=spec.output.publish),
-    )
-
-
-def _task(spec: TrainingJobSpec) -> contract.Task:
-    if spec.task.text_classification is not None:
-        classification = spec.task.text_classification
-        return contract.TextClassification(
-            text_field=classification.text_field,
-            label_field=classification.label_field,
-            max_length=classification.max_length,
-        )
-    language = spec.task.language_model
-    assert language is not None, "the schema wants exactly one task"
-    return contract.LanguageModel(text_field=language.text_field, sequence_length=language.sequence_length)
-
-
-def _model(spec: TrainingJobSpec, resolved: Mapping[str, Any]) -> contract.Model:
-    scratch: Architecture | None = architecture(spec)
-    if scratch is None:
-        return contract.Model(base=_location(resolved.get("baseUri"), resolved.get("baseDigest")))
-    return contract.Model(
-        architecture=contract.Architecture(
-            layers=scratch.layers,
-            width=scratch.width,
-            heads=scratch.heads,
-            key_value_heads=scratch.key_value_heads,
-            mlp_width=scratch.mlp_width,
-            activation=scratch.activation,
-            dropout=scratch.dropout,
-        )
-    )
-
-
-def _data(spec: TrainingJobSpec) -> contract.Data:
-    prepare, dedupe = spec.data.prepare, spec.data.prepare.deduplicate
-    method = dedupe.method or ("Near" if dedupe.similarity_percent is not None else "Exact")
-    validation, test, tokenizer = spec.data.validation, spec.data.test, spec.data.tokenizer
-    return contract.Data(
-        source=_location(spec.data.uri),
-        prepare=contract.Prepare(
-            normalize=prepare.normalize,
-            deduplicate=method,
-            similarity_percent=dedupe.similarity_percent or 80,
-            min_characters=prepare.min_characters,
-            max_bad_rows_percent=prepare.max_bad_rows_percent,
-        ),
-        validation=None if validation.uri is None else _location(validation.uri),
-        validation_percent=validation.percent or 10,
-        test=None if test is None else _location(test.uri),
-        vocabulary_size=8192 if tokenizer is None else tokenizer.train.vocabulary_size,
-    )
 
 
 def settings_map(document: contract.JobSettings, seen: Observed) -> Object:
@@ -274,18 +164,19 @@ def template_hash(template: Object, spec: TrainingJobSpec) -> str:
 
 
 def _template(spec: TrainingJobSpec, resolved: Mapping[str, Any], settings_name: str, seen: Observed) -> Object:
-    read: list[Uri | None] = [*data_uris(spec).values()]
+    read: list[Uri | None] = [*data_uris(spec).values(), uri_of(resolved.get("resumeUri"))]
     if architecture(spec) is None:
         read.append(uri_of(resolved.get("baseUri")))
     written = [uri_of(resolved.get("checkpointUri")), uri_of(resolved.get("outputUri"))]
-    mounts = pods.Mounts.of([_volume(uri) for uri in read if uri], [_volume(uri) for uri in written if uri])
+    mounts = pods.Mounts.of(_volumes(read), _volumes(written))
     resources = worker_resources(spec, seen.settings)
+    copied = spec.task.custom is not None and spec.pod.image is not None
     shared_memory = None if spec.pod.shared_memory is None else str(spec.pod.shared_memory)
     container = pods.container(
         name=COMPONENT_WORKER,
         image=str(resolved.get("image") or spec.pod.image or seen.settings.worker_image),
-        command=["python", "-m", "kubeformer_runtime.launcher"],
-        env=_environment(spec, resources, seen),
+        command=["python3" if copied else "python", "-m", "kubeformer_runtime.launcher"],
+        env=_environment(spec, resources, seen, copied),
         ports={"progress": names.PORT_PROGRESS},
         resources=resources,
         mounts=mounts,
@@ -301,6 +192,8 @@ def _template(spec: TrainingJobSpec, resolved: Mapping[str, Any], settings_name:
         grace_seconds=spec.pod.termination_grace_period_seconds or GRACE_SECONDS,
         restart_policy="Never",
     )
+    if copied:
+        pod["initContainers"] = [_launcher_copy(seen.settings)]
     pod["subdomain"] = service_name(seen.name)
     if spec.workers.replicas > 1:
         pod["topologySpreadConstraints"] = pods.spread(labels(seen.name))
@@ -313,12 +206,33 @@ def _template(spec: TrainingJobSpec, resolved: Mapping[str, Any], settings_name:
     }
 
 
-def _volume(uri: Uri) -> tuple[str, str]:
-    return ("pvc", uri.claim) if isinstance(uri, PvcUri) else ("configmap", uri.name)
+def _volumes(uris: Sequence[Uri | None]) -> list[tuple[str, str]]:
+    """What has to be mounted for these: claims and ConfigMaps; what lies outside of the cluster is downloaded."""
+    claims = [("pvc", uri.claim) for uri in uris if isinstance(uri, PvcUri)]
+    return claims + [("configmap", uri.name) for uri in uris if isinstance(uri, ConfigMapUri)]
 
 
-def _environment(spec: TrainingJobSpec, resources: Mapping[str, Mapping[str, str]], seen: Observed) -> list[Object]:
-    """Defaults that the user may change, the user's variables, and what the contract and torchrun need.
+def _launcher_copy(settings: OperatorSettings) -> Object:
+    """The init container that puts the launcher, which needs no more than Python, beside a custom image's own files."""
+    built = pods.container(
+        name="launcher",
+        image=settings.worker_image,
+        command=["python", "-m", "kubeformer_runtime.launcher.copy", COPY_DIRECTORY],
+        env=[],
+        ports={},
+        resources={"requests": {"cpu": "50m", "memory": "64Mi"}},
+        mounts=pods.Mounts.of([]),
+        shared_memory=False,
+        settings=settings,
+    )
+    built["volumeMounts"] = [mount for mount in built["volumeMounts"] if mount["name"] != "settings"]
+    return built
+
+
+def _environment(
+    spec: TrainingJobSpec, resources: Mapping[str, Mapping[str, str]], seen: Observed, copied: bool
+) -> list[Object]:
+    """Defaults that the user may change, credentials, the user's variables, and what the contract and torchrun need.
 
     Threads follow the cpu limit: more of them than the container may use only wait for each other.
     """
@@ -338,7 +252,9 @@ def _environment(spec: TrainingJobSpec, resources: Mapping[str, Mapping[str, str
         "PET_RDZV_ID": seen.meta.uid,
     }
     name = {"name": names.ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
-    return [name, *pods.environment(defaults | theirs | reserved)]
+    if copied:
+        reserved["PYTHONPATH"] = ":".join(filter(None, (COPY_DIRECTORY, theirs.get("PYTHONPATH"))))
+    return [name, *pods.environment(defaults | theirs | reserved), *credentials(spec, taken=frozenset(theirs))]
 
 
 def _metadata(name: str, seen: Observed) -> Object:

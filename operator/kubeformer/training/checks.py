@@ -6,14 +6,15 @@ They run in order, and only before the first start: what already runs is not tou
 from collections.abc import Callable
 
 from kubeformer.api.conditions import JobReason
-from kubeformer.api.uri import PvcUri, Uri
+from kubeformer.api.uri import PvcUri, RemoteUri, Uri
 from kubeformer.kit.artifacts import published_by
 from kubeformer.kit.capacity import capacity_finding
 from kubeformer.kit.child import Child
 from kubeformer.kit.findings import Finding, name_taken
 from kubeformer.kit.view import Key
 from kubeformer.training.observe import Observed, data_uris, given_storage, uri_of
-from kubeformer.training.resolve import worker_resources
+from kubeformer.training.resolve import checkpoint_of, worker_resources
+from kubeformer.training.secrets import secret_variables
 
 SHARED_MODES = frozenset({"ReadWriteMany", "ReadOnlyMany"})
 
@@ -42,6 +43,47 @@ def weights_are_there(seen: Observed) -> Finding | None:
     assert seen.spec is not None
     uri = uri_of(seen.spec.model.uri) if seen.spec.model is not None else None
     return _missing(seen, "spec.model.uri", uri) if uri is not None else None
+
+
+def secrets_agree(seen: Observed) -> Finding | None:
+    """Credentials become environment variables of the workers, so each variable comes from one Secret."""
+    assert seen.spec is not None
+    named: dict[str, tuple[str, str]] = {}
+    for field, secret, variables in secret_variables(seen.spec):
+        for variable in variables:
+            before = named.setdefault(variable, (field, secret))
+            if before[1] != secret:
+                return Finding(
+                    JobReason.SETTINGS_INVALID,
+                    f"{before[0]} is {before[1]} and {field} is {secret}, and both would give the workers {variable}: "
+                    "put the credentials into one Secret and name that in both.",
+                )
+    return None
+
+
+def state_is_there(seen: Observed) -> Finding | None:
+    """What `checkpoint.resumeFrom` names exists: the claim, or a TrainingJob that has a checkpoint."""
+    assert seen.spec is not None
+    resume = seen.spec.checkpoint.resume_from
+    if resume is None:
+        return None
+    if resume.training_job_ref is None:
+        uri = uri_of(resume.uri)
+        return _missing(seen, "spec.checkpoint.resumeFrom.uri", uri) if uri is not None else None
+    name = resume.training_job_ref.name
+    field = f"spec.checkpoint.resumeFrom.trainingJobRef.name is {name}"
+    key = Key("TrainingJob", seen.key.namespace, name)
+    if name == seen.name or seen.earlier is None:
+        what = "this job itself" if name == seen.name else f"no TrainingJob in the namespace {seen.key.namespace}"
+        return Finding(JobReason.CHECKPOINT_NOT_FOUND, f"{field}, which is {what}: name another.", depends_on=(key,))
+    if checkpoint_of(seen.earlier) is None:
+        return Finding(
+            JobReason.CHECKPOINT_NOT_FOUND,
+            f"{field}, which has no checkpoint yet; training begins when it has.",
+            waits=True,
+            depends_on=(key,),
+        )
+    return None
 
 
 def storage_is_there(seen: Observed) -> Finding | None:
@@ -137,6 +179,8 @@ CHECKS: tuple[Callable[[Observed], Finding | None], ...] = (
     name_is_free,
     data_is_there,
     weights_are_there,
+    secrets_agree,
+    state_is_there,
     storage_is_there,
     claims_are_shared,
     base_is_published,
@@ -145,6 +189,8 @@ CHECKS: tuple[Callable[[Observed], Finding | None], ...] = (
 
 
 def _missing(seen: Observed, field: str, uri: Uri) -> Finding | None:
+    if isinstance(uri, RemoteUri):
+        return None  # only the workers can look there
     if isinstance(uri, PvcUri):
         claim = seen.claims.get(uri.claim)
         if claim is not None and claim.meta.deletion_timestamp is None:

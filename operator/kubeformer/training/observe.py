@@ -74,6 +74,7 @@ class Observed:
     claims: Mapping[str, Child | None]  # those the spec and the installation name
     user_maps: Mapping[str, Child | None]  # ConfigMaps the spec names
     base: Json | None  # the TrainingJob whose model this one goes on from
+    earlier: Json | None  # the TrainingJob whose training state this one goes on from
     nodes: tuple[Child, ...]
     settings: OperatorSettings
     now: float
@@ -108,6 +109,7 @@ def observe(view: View, key: Key, raw: Json, settings: OperatorSettings, now: fl
     pods = view.labelled("Pod", key.namespace, names.LABEL_TRAINING_JOB, key.name)
     claims, user_maps = _referenced(spec, settings)
     base_name = spec.model.training_job_ref.name if spec and spec.model and spec.model.training_job_ref else None
+    earlier = resume_name(spec)
     cleanup = view.child(Key("Job", key.namespace, cleanup_name(key.name)))
     return Observed(
         key=key,
@@ -125,6 +127,7 @@ def observe(view: View, key: Key, raw: Json, settings: OperatorSettings, now: fl
         claims={name: view.child(Key("PersistentVolumeClaim", key.namespace, name)) for name in claims},
         user_maps={name: view.child(Key("ConfigMap", key.namespace, name)) for name in user_maps},
         base=view.primary(Key("TrainingJob", key.namespace, base_name)) if base_name else None,
+        earlier=view.primary(Key("TrainingJob", key.namespace, earlier)) if earlier else None,
         nodes=tuple(view.every("Node")),
         settings=settings,
         now=now,
@@ -156,13 +159,33 @@ def uri_of(text: object) -> Uri | None:
 
 
 def data_uris(spec: TrainingJobSpec) -> dict[str, Uri]:
-    """The places that rows come from, by the field that names them."""
-    fields = {"spec.data.uri": spec.data.uri}
-    if spec.data.validation.uri is not None:
-        fields["spec.data.validation.uri"] = spec.data.validation.uri
-    if spec.data.test is not None:
-        fields["spec.data.test.uri"] = spec.data.test.uri
+    """The places that rows come from, and files of the task, by the field that names them."""
+    fields: dict[str, str | None] = {}
+    if spec.data is not None:
+        data = spec.data
+        fields["spec.data.uri"] = data.uri
+        fields |= {f"spec.data.sources[{source.name}].uri": source.uri for source in data.sources or ()}
+        fields["spec.data.validation.uri"] = data.validation.uri
+        fields["spec.data.test.uri"] = data.test.uri if data.test is not None else None
+        fields["spec.data.tokenizer.uri"] = data.tokenizer.uri if data.tokenizer is not None else None
+    if spec.task.chat is not None and spec.task.chat.template is not None:
+        fields["spec.task.chat.template.uri"] = spec.task.chat.template.uri
+    if spec.task.custom is not None and spec.task.custom.code is not None:
+        fields["spec.task.custom.code.uri"] = spec.task.custom.code.uri
     return {field: uri for field, text in fields.items() if (uri := uri_of(text)) is not None}
+
+
+def training_uris(spec: TrainingJobSpec) -> list[str]:
+    """The URIs of the training rows as they are written; none for a custom task without data."""
+    if spec.data is None:
+        return []
+    return [source.uri for source in spec.data.sources or ()] if spec.data.uri is None else [spec.data.uri]
+
+
+def resume_name(spec: TrainingJobSpec | None) -> str | None:
+    """The TrainingJob from whose checkpoint this one goes on."""
+    resume = spec.checkpoint.resume_from if spec is not None else None
+    return resume.training_job_ref.name if resume is not None and resume.training_job_ref is not None else None
 
 
 def given_storage(spec: TrainingJobSpec) -> dict[str, PvcUri]:
@@ -183,6 +206,8 @@ def _referenced(spec: TrainingJobSpec | None, settings: OperatorSettings) -> tup
     places: list[Uri] = [*data_uris(spec).values(), *given_storage(spec).values()]
     if spec.model is not None and (weights := uri_of(spec.model.uri)) is not None:
         places.append(weights)
+    if spec.checkpoint.resume_from is not None and (state := uri_of(spec.checkpoint.resume_from.uri)) is not None:
+        places.append(state)
     claims |= {uri.claim for uri in places if isinstance(uri, PvcUri)}
     return claims, {uri.name for uri in places if isinstance(uri, ConfigMapUri)}
 

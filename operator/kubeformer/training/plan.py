@@ -23,6 +23,7 @@ from kubeformer.kit.view import Key, View
 from kubeformer.training import build, status
 from kubeformer.training.attempts import seconds_used
 from kubeformer.training.checks import CHECKS
+from kubeformer.training.document import settings_document
 from kubeformer.training.observe import Observed, observe, uri_of
 from kubeformer.training.outlook import (
     LAST_WORDS_SECONDS,
@@ -80,7 +81,7 @@ def _under_way(seen: Observed, spec: TrainingJobSpec) -> Plan:
         # The status was lost (a backup without status, a hand that cleared it). Resolving again finds the same.
         return _say(seen, status.admitted(seen, resolve(seen)), finalizers=_with_finalizer(seen))
     resolved = {name: value for name, value in stored.items() if name != "facts"}
-    config_map = build.settings_map(build.settings_document(spec, resolved, seen), seen)
+    config_map = build.settings_map(settings_document(spec, resolved, seen), seen)
     resolved["settingsHash"] = _hash_in_use(seen, config_map)
     look = outlook(seen)
     actions = () if look.ended is not None else _actions(seen, spec, resolved, config_map)

@@ -4,6 +4,7 @@ What is chosen stands in `status.resolved` and is read from there ever after, so
 changed chart alters a job that runs.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from kubeformer.api.common import significant
@@ -15,8 +16,25 @@ from kubeformer.kit.settings import OperatorSettings
 from kubeformer.training.observe import Observed, uri_of
 
 DEFAULT_EPOCHS = 3
-CLASSIFIER = Architecture(layers=2, width=128, heads=4, activation="GELU", dropout=0.1)
-LANGUAGE_MODEL = Architecture(layers=4, width=256, heads=8, activation="SwiGLU", dropout=0.0)
+SMALL: Mapping[str, Architecture] = {
+    "textClassification": Architecture(layers=2, width=128, heads=4, activation="GELU", dropout=0.1),
+    "languageModel": Architecture(layers=4, width=256, heads=8, activation="SwiGLU", dropout=0.0),
+    "textToText": Architecture(layers=3, width=256, heads=4, activation="ReLU", dropout=0.1),
+    "recommendation": Architecture(layers=2, width=64, heads=2, activation="GELU", dropout=0.5),
+}
+"""The model of a task where the spec names none. Chat and preference need weights; custom brings what it likes."""
+
+_SCRATCH_RATE = {"textClassification": 1e-3, "textToText": 5e-4, "recommendation": 1e-3}  # else, and for wide ones:
+_WIDE_RATE = 3e-4
+_OBJECTIVE = {
+    "textClassification": "validation/accuracy",
+    "textToText": "validation/chrF",
+    "recommendation": "validation/ndcg@10",
+}
+_BASE_RATE = {"chat": 2e-5, "preference": 1e-6}  # else:
+_OTHER_BASE_RATE = 5e-5
+_LORA_RATE = {"preference": 2e-5}  # adapters begin at zero and bear ten times the rate and more; else:
+_OTHER_LORA_RATE = 2e-4
 SMALL_WIDTH = 512  # up to here a Transformer from scratch bears the higher rate
 
 DEFAULT_REQUESTS = {"cpu": "500m", "memory": "1Gi"}
@@ -29,30 +47,32 @@ _ROWS_A_PASS = 4  # what is set aside for; the trainer takes more at once where 
 
 def architecture(spec: TrainingJobSpec) -> Architecture | None:
     """The Transformer to train from scratch; None where weights are given."""
-    if spec.model is None:
-        return CLASSIFIER if spec.task.text_classification is not None else LANGUAGE_MODEL
-    return spec.model.architecture
+    return SMALL.get(spec.task.kind) if spec.model is None else spec.model.architecture
 
 
 def learning_rate(spec: TrainingJobSpec) -> float:
-    """The step size that suits task, model and optimizer."""
-    scratch = architecture(spec)
+    """The step size that suits task, size, LoRA and optimizer (Muon's steps are scaled to be as long as AdamW's)."""
+    scratch, kind = architecture(spec), spec.task.kind
     if spec.training.optimizer.type == "SGD":
         return 0.1 if scratch is not None else 0.01
-    if scratch is None:
-        return 5e-5
-    small = scratch.width <= SMALL_WIDTH
-    return 1e-3 if spec.task.text_classification is not None and small else 3e-4
+    if scratch is not None:
+        return _SCRATCH_RATE.get(kind, _WIDE_RATE) if scratch.width <= SMALL_WIDTH else _WIDE_RATE
+    if spec.model is not None and spec.model.lora is not None:
+        return _LORA_RATE.get(kind, _OTHER_LORA_RATE)
+    return _BASE_RATE.get(kind, _OTHER_BASE_RATE)
 
 
 def objective(spec: TrainingJobSpec) -> tuple[str, str]:
     """What Best means: the metric and its direction."""
     given = spec.training.objective
     if given is not None:
-        return given.metric, given.direction or ("Maximize" if given.metric.endswith("accuracy") else "Minimize")
-    if spec.task.text_classification is not None:
-        return "validation/accuracy", "Maximize"
-    return "validation/loss", "Minimize"
+        return given.metric, given.direction or _better(given.metric)
+    metric = _OBJECTIVE.get(spec.task.kind, "validation/loss")
+    return metric, _better(metric)
+
+
+def _better(metric: str) -> str:
+    return "Minimize" if metric in ("validation/loss", "validation/perplexity") else "Maximize"
 
 
 def resolve(seen: Observed) -> dict[str, Any]:
@@ -70,7 +90,7 @@ def resolve(seen: Observed) -> dict[str, Any]:
     }
     if spec.training.steps is not None:
         resolved["steps"] = spec.training.steps
-    else:
+    elif spec.training.tokens is None and spec.task.custom is None:
         resolved["epochs"] = spec.training.epochs or DEFAULT_EPOCHS
     if spec.model is not None and spec.model.uri is not None:
         resolved["baseUri"] = spec.model.uri
@@ -79,7 +99,18 @@ def resolve(seen: Observed) -> dict[str, Any]:
         resolved["baseUri"] = base.uri
         if base.digest is not None:
             resolved["baseDigest"] = base.digest
+    resume = spec.checkpoint.resume_from
+    if resume is not None:
+        resolved["resumeUri"] = resume.uri or checkpoint_of(seen.earlier)
     return {name: value for name, value in resolved.items() if value is not None}
+
+
+def checkpoint_of(job: Any) -> str | None:
+    """The URI of the last checkpoint of a TrainingJob as the API server stores it; None: it has none yet."""
+    found: Any = job
+    for step in ("status", "checkpoint", "uri"):
+        found = found.get(step) if isinstance(found, Mapping) else None
+    return found if isinstance(uri_of(found), PvcUri) else None
 
 
 def checkpoint_place(spec: TrainingJobSpec, settings: OperatorSettings, name: str, uid: str) -> PvcUri:
@@ -116,18 +147,27 @@ def memory_bytes(spec: TrainingJobSpec) -> int | None:
     scratch = architecture(spec)
     if scratch is None:
         return None
-    vocabulary = spec.data.tokenizer.train.vocabulary_size if spec.data.tokenizer is not None else 8192
+    tokenizer = spec.data.tokenizer.train if spec.data is not None and spec.data.tokenizer is not None else None
+    vocabulary = tokenizer.vocabulary_size if tokenizer is not None else 8192
     mlp = scratch.mlp_width or 4 * scratch.width
-    parameters = vocabulary * scratch.width + scratch.layers * scratch.width * (4 * scratch.width + 3 * mlp)
-    length = (
-        spec.task.text_classification.max_length
-        if spec.task.text_classification is not None
-        else spec.task.language_model.sequence_length
-        if spec.task.language_model is not None
-        else 512
-    )
-    a_token = scratch.layers * scratch.width * _ACTIVATIONS_A_TOKEN_AND_LAYER
-    if spec.task.language_model is not None:
+    layers = 2 * scratch.layers if spec.task.text_to_text is not None else scratch.layers  # an encoder and a decoder
+    parameters = vocabulary * scratch.width + layers * scratch.width * (4 * scratch.width + 3 * mlp)
+    a_token = layers * scratch.width * _ACTIVATIONS_A_TOKEN_AND_LAYER
+    if spec.task.text_classification is None:
         a_token += 2 * vocabulary  # logits and their gradient
+    length = _length(spec)
     each = _RUNTIME_BYTES + parameters * _BYTES_A_PARAMETER + _ROWS_A_PASS * length * a_token * _BYTES_AN_ACTIVATION
     return spec.workers.processes_per_worker * each
+
+
+def _length(spec: TrainingJobSpec) -> int:
+    """Tokens of a row at most."""
+    task = spec.task
+    if task.text_classification is not None:
+        return task.text_classification.max_length
+    if task.text_to_text is not None:
+        return max(task.text_to_text.max_source_length, task.text_to_text.max_target_length)
+    if task.recommendation is not None:
+        return task.recommendation.max_length
+    decoder = task.language_model or task.chat or task.preference
+    return 512 if decoder is None else decoder.sequence_length

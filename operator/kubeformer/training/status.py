@@ -15,7 +15,7 @@ from kubeformer.kit.instants import rfc3339
 from kubeformer.kit.plan import Event
 from kubeformer.training import figures
 from kubeformer.training.attempts import attempts
-from kubeformer.training.observe import Observed
+from kubeformer.training.observe import Observed, training_uris
 from kubeformer.training.outlook import WORKING, Outlook, ready, restarts
 
 LONGEST_MESSAGE = 1024
@@ -200,7 +200,7 @@ def _provenance(seen: Observed, resolved: Json, facts: list[Object] | None = Non
     digest = next((fact["value"] for fact in facts or () if fact["name"] == "dataDigest"), None)
     found = {
         "image": resolved.get("image"),
-        "data": spec.data.uri,
+        "data": ", ".join(training_uris(spec))[:1100] or None,
         "dataDigest": digest,
         "base": resolved.get("baseUri"),
         "baseDigest": resolved.get("baseDigest"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -14,6 +14,7 @@ from kubeformer.api.common import significant
 from kubeformer.api.model_deployment import ModelDeployment
 from kubeformer.api.rules import sentences
 from kubeformer.api.training_job import TrainingJob
+from kubeformer.api.training_loop import MEASURES, Metric
 from kubeformer.api.training_status import TrainingJobStatus
 from kubeformer.contract.names import API_VERSION, RESERVED_ENV_NAMES, RESERVED_ENV_PREFIXES
 from tests.unit.api.builders import deployment, job, job_body
@@ -33,6 +34,7 @@ def test_three_lines_are_a_training_job() -> None:
     assert spec.model is None
     assert (spec.training.epochs, spec.training.steps, spec.training.batch_size) == (None, None, 32)
     assert (spec.workers.replicas, spec.workers.processes_per_worker) == (1, 1)
+    assert spec.data is not None
     assert spec.data.validation.percent == 10
     assert spec.training.seed == 0
     assert not spec.suspend
@@ -67,17 +69,17 @@ def test_an_object_as_the_api_server_stores_it_is_parsed_with_metadata_and_statu
         ({"training": {"batchSize": "32"}}, "spec.training.batchSize: '32': Input should be a valid integer"),
         (
             {"task": {"textClassification": {}, "languageModel": {}}},
-            "spec.task: give exactly one of textClassification and languageModel in spec.task, "
-            "for example textClassification: {}",
+            "spec.task: give exactly one of textClassification, languageModel, chat, preference, textToText, "
+            "recommendation and custom in spec.task, for example textClassification: {}",
         ),
         (
             {"task": {"textClassification": None}},
-            "spec.task: give exactly one of textClassification and languageModel in spec.task, "
-            "for example textClassification: {}",
+            "spec.task: give exactly one of textClassification, languageModel, chat, preference, textToText, "
+            "recommendation and custom in spec.task, for example textClassification: {}",
         ),
         (
             {"training": {"epochs": 3, "steps": 100}},
-            "spec.training: give at most one of epochs and steps in spec.training: they exclude each other",
+            "spec.training: give at most one of epochs, steps and tokens in spec.training: they exclude each other",
         ),
         (
             {"model": {"architecture": {"width": 100, "heads": 3}}},
@@ -97,7 +99,13 @@ def test_bad_input_is_refused_with_field_and_way_out(spec: dict[str, Any], sente
 def test_a_missing_field_is_named() -> None:
     body = job_body()
     del body["spec"]["data"]
-    assert refusal(body) == ["spec.data: is required"]
+    assert refusal(body) == [
+        "spec: data is required: name the rows, as in data: {uri: pvc://CLAIM/PATH}; task.custom alone does without"
+    ]
+    body["spec"]["task"] = {"custom": {"command": ["python", "train.py"]}}
+    assert TrainingJob.parse(body).spec.data is None
+    del body["spec"]["task"]
+    assert refusal(body) == ["spec.task: is required"]
 
 
 @pytest.mark.parametrize("name", ["A", "1a", "a.b", "a_b", "-a", "a-", "", "x" * 49])
@@ -141,17 +149,55 @@ def test_an_explicit_null_is_left_out_as_the_api_server_does() -> None:
 
 def test_a_tokenizer_is_trained_only_for_a_model_from_the_beginning() -> None:
     data = {"uri": "pvc://a/b", "tokenizer": {"train": {}}}
-    assert job(data=data, model={"architecture": {}}).spec.data.tokenizer is not None
-    assert job(data=data).spec.data.tokenizer is not None
+    assert job(data=data, model={"architecture": {}}).spec.data == job(data=data).spec.data
     (sentence,) = refusal(job_body(data=data, model={"uri": "pvc://models/base"}))
     assert "bring their own tokenizer" in sentence
 
 
-def test_accuracy_is_an_objective_of_classification_alone() -> None:
-    training = {"objective": {"metric": "validation/accuracy"}}
-    job(training=training)
-    (sentence,) = refusal(job_body(task={"languageModel": {}}, training=training))
-    assert "use validation/loss for languageModel" in sentence
+@pytest.mark.parametrize("task", MEASURES)
+def test_the_objective_is_one_that_the_task_measures(task: str) -> None:
+    weights = {"model": {"uri": "pvc://models/base"}} if task in ("chat", "preference") else {}
+    for metric in get_args(Metric):
+        body = job_body(task={task: {}}, training={"objective": {"metric": metric}}, **weights)
+        if metric in MEASURES[task]:
+            TrainingJob.parse(body)
+        else:
+            (sentence,) = refusal(body)
+            assert "training.objective.metric is none that this task measures" in sentence
+
+
+@pytest.mark.parametrize("task", ["chat", "preference"])
+def test_tuning_goes_on_from_weights(task: str) -> None:
+    for model in ({}, {"model": {"architecture": {}}}):
+        (sentence,) = refusal(job_body(task={task: {}}, **model))
+        assert "name one by model.uri or model.trainingJobRef" in sentence
+    for source in ({"uri": "hf://org/name"}, {"trainingJobRef": {"name": "base"}, "lora": {}}):
+        assert job(task={task: {}}, model=source).spec.model is not None
+
+
+def test_adapters_go_beside_given_weights_alone() -> None:
+    (sentence,) = refusal(job_body(model={"architecture": {}, "lora": {}}))
+    assert "lora goes beside given weights alone" in sentence
+    lora = job(model={"uri": "pvc://models/base", "lora": {}}).spec.model
+    assert lora is not None
+    assert lora.lora is not None
+    assert (lora.lora.rank, lora.lora.alpha, lora.lora.targets) == (16, 32.0, ["Attention"])
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ({"command": []}, "at least 1 item"),
+        ({"command": ["x"], "packages": ["--index-url=http://x"]}, "must be a requirement"),
+        ({"command": ["x"], "packages": ["numpy @ file:///x"]}, "must be a requirement"),
+        ({"command": ["x"], "git": {"url": "https://me:password@host/x"}}, "without user name"),
+        ({"command": ["x"], "git": {"url": "https://host/x", "revision": "--upload-pack=x"}}, "branch, tag or commit"),
+        ({"command": ["x"], "git": {"url": "https://host/x"}, "code": {"uri": "pvc://a/b"}}, "at most one of code"),
+    ],
+)
+def test_a_custom_task_cannot_smuggle_options_into_pip_or_git(command: dict[str, Any], words: str) -> None:
+    (sentence,) = refusal(job_body(task={"custom": command}))
+    assert words in sentence
 
 
 def test_until_a_job_has_started_everything_may_change_and_then_the_field_and_the_way_are_named() -> None:

@@ -7,7 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from kubeformer.api.uri import ConfigMapUri, DataUri, PvcUri, StorageUri, UriError, WeightsUri, parse, parse_storage
+from kubeformer.api.uri import (
+    BaseUri,
+    ConfigMapUri,
+    DataUri,
+    FileUri,
+    PvcUri,
+    RemoteUri,
+    StorageUri,
+    UriError,
+    WeightsUri,
+    parse,
+    parse_storage,
+)
 
 NAMES = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,10}[a-z0-9])?", fullmatch=True)
 STEPS = st.text(st.characters(exclude_characters="/\\?#*[]", exclude_categories=("Cc", "Cs")), min_size=1, max_size=8)
@@ -56,8 +68,13 @@ def test_the_field_of_data_takes_what_the_parser_takes(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("s3://bucket/key", "must begin with pvc:// or configmap://"),
-        ("/data/mail.jsonl", "must begin with pvc:// or configmap://"),
+        ("oci://registry/repository", "must be pvc://CLAIM/PATH, configmap://NAME/KEY, s3://BUCKET/KEY, https://"),
+        ("/data/mail.jsonl", "must be pvc://CLAIM/PATH"),
+        ("s3://bucket", "s3://BUCKET/KEY"),
+        ("s3://key:secret@bucket/x", "credentials are a Secret's"),
+        ("https://host", "https://HOST/PATH"),
+        ("https://host/*.csv", "name one key"),
+        ("hf://alone", "hf://[datasets/]ORG/NAME"),
         ("pvc://mail/../other", "must not step up"),
         ("pvc://mail/..", "must not step up"),
         ("pvc://mail/./x", "must not step up"),
@@ -69,7 +86,7 @@ def test_the_field_of_data_takes_what_the_parser_takes(text: str) -> None:
         ("pvc://mail//x", "without empty steps"),
         ("pvc://mail/x/", "a slash at the end"),
         ("pvc://", "must be pvc://CLAIM/PATH"),
-        ("configmap://words", "must be pvc://CLAIM/PATH or configmap://NAME/KEY"),
+        ("configmap://words", "must be pvc://CLAIM/PATH, configmap://NAME/KEY"),
         ("pvc://Mail/x", "must be pvc://CLAIM/PATH"),
         ("pvc://mail/a\tb", "control characters"),
         ("pvc://mail/a\\b", "backslashes"),
@@ -101,6 +118,32 @@ def test_globs_are_for_data_alone() -> None:
     for field in (WeightsUri, StorageUri):
         with pytest.raises(ValidationError, match="must not hold a glob"):
             TypeAdapter(field).validate_python(glob)
+
+
+@given(st.sampled_from(["s3://bucket", "https://host:8443", "hf://org/name", "hf://datasets/org/name@main"]), PATHS)
+def test_a_place_outside_of_the_cluster_comes_back_as_it_was_written(place: str, path: str) -> None:
+    text = f"{place}/{path or 'rows.jsonl'}"
+    assert parse(text) == RemoteUri(*text.split("://"))
+    assert str(parse(text)) == text
+
+
+def test_each_field_takes_the_schemes_that_make_sense_there() -> None:
+    def taken(field: object, *texts: str) -> list[str]:
+        return [text for text in texts if _fits(field, text)]
+
+    texts = ("pvc://a/b", "configmap://a/b", "s3://bucket/b", "https://host/b", "hf://org/name")
+    assert taken(DataUri, *texts) == list(texts)
+    assert taken(BaseUri, *texts) == ["pvc://a/b", "s3://bucket/b", "hf://org/name"]
+    assert taken(FileUri, *texts) == ["pvc://a/b", "configmap://a/b"]
+    assert taken(WeightsUri, *texts) == taken(StorageUri, *texts) == ["pvc://a/b"]
+
+
+def _fits(field: object, text: str) -> bool:
+    try:
+        TypeAdapter(field).validate_python(text)
+    except ValidationError:
+        return False
+    return True
 
 
 def test_storage_is_on_a_claim() -> None:

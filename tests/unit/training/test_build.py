@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from kubeformer import training
 from kubeformer.contract import names
 from kubeformer.contract.job import JobSettings
@@ -160,6 +162,8 @@ def test_every_field_of_training_reaches_the_trainer() -> None:
                 "deduplicate": {"similarityPercent": 70},
                 "minCharacters": 5,
                 "maxBadRowsPercent": 2,
+                "languages": ["en"],
+                "maxRepetitionPercent": 40,
             },
             "validation": {"percent": 20},
             "tokenizer": {"train": {"vocabularySize": 999}},
@@ -169,17 +173,19 @@ def test_every_field_of_training_reaches_the_trainer() -> None:
             "batchSize": 16,
             "learningRate": 0.002,
             "optimizer": {"type": "SGD", "weightDecay": 0.1, "maxGradientNorm": 2.0},
-            "schedule": {"type": "Linear", "warmupPercent": 10},
+            "schedule": {"type": "WarmupStableDecay", "warmupPercent": 10, "decayPercent": 30},
             "objective": {"metric": "validation/loss"},
             "evaluation": {"everySteps": 10, "earlyStopping": {"patience": 2, "minDelta": 0.01}},
             "precision": "BFloat16",
+            "activationCheckpointing": "Full",
             "seed": 7,
         },
         checkpoint={"intervalSeconds": 60, "keep": 2},
+        workers={"strategy": "FSDP"},
         recovery={"maxRestarts": 3, "hangTimeoutSeconds": 90},
         output={"publish": "Last"},
     )
-    found = settings_of(w).model_dump()
+    found = settings_of(w).model_dump(mode="json")
     assert found["task"] == {"kind": "LanguageModel", "textField": "body", "sequenceLength": 128}
     assert found["model"]["architecture"] == {
         "layers": 3,
@@ -196,26 +202,32 @@ def test_every_field_of_training_reaches_the_trainer() -> None:
         "similarityPercent": 70,
         "minCharacters": 5,
         "maxBadRowsPercent": 2,
+        "languages": ["en"],
+        "maxRepetitionPercent": 40,
     }
     assert (found["data"]["validationPercent"], found["data"]["vocabularySize"]) == (20, 999)
     assert found["training"] == {
         "epochs": None,
         "steps": 50,
+        "tokens": None,
         "batchSize": 16,
         "learningRate": 0.002,
         "optimizer": "SGD",
         "weightDecay": 0.1,
         "maxGradientNorm": 2.0,
-        "schedule": "Linear",
+        "schedule": "WarmupStableDecay",
         "warmupPercent": 10,
+        "decayPercent": 30,
         "objectiveMetric": "validation/loss",
         "objectiveDirection": "Minimize",
         "evaluateEveryEpochs": 1,
         "evaluateEverySteps": 10,
         "earlyStopping": {"patience": 2, "minDelta": 0.01},
         "precision": "BFloat16",
+        "activationCheckpointing": "Full",
         "seed": 7,
     }
+    assert found["workers"] == {"replicas": 1, "processesPerWorker": 1, "strategy": "FSDP"}
     assert (found["checkpoint"]["intervalSeconds"], found["checkpoint"]["keep"]) == (60, 2)
     assert found["recovery"] == {"maxRestarts": 3, "hangTimeoutSeconds": 90}
     assert found["output"]["publish"] == "Last"
@@ -230,3 +242,82 @@ def test_the_settings_never_change_under_a_name() -> None:
     second = next(b for k, b in other.objects.items() if k.kind == "ConfigMap")
     assert first["immutable"] is True
     assert first["metadata"]["name"] != second["metadata"]["name"]
+
+
+BASE = {"model": {"uri": "hf://org/base@main", "secretRef": {"name": "hub"}, "lora": {"targets": ["MLP"]}}}
+TASKS: list[tuple[Any, Any, Any, str]] = [
+    ({"textClassification": {"maxLength": 64}}, {}, {"maxLength": 64}, "validation/accuracy"),
+    ({"languageModel": {}}, {}, {"sequenceLength": 512}, "validation/loss"),
+    ({"chat": {"lossOn": "All"}}, BASE, {"lossOn": "All", "template": None}, "validation/loss"),
+    ({"preference": {"beta": 0.2}}, BASE, {"beta": 0.2, "method": "DPO"}, "validation/loss"),
+    ({"textToText": {"sourceField": "en"}}, {}, {"sourceField": "en", "maxTargetLength": 256}, "validation/chrF"),
+    ({"recommendation": {}}, {}, {"itemField": "item", "maxLength": 50}, "validation/ndcg@10"),
+    ({"custom": {"command": ["python", "x.py"]}}, {}, {"command": ["python", "x.py"]}, "validation/loss"),
+]
+
+
+@pytest.mark.parametrize(("task", "more", "fields", "metric"), TASKS, ids=lambda value: str(value)[:20])
+def test_every_task_reaches_the_trainer_with_its_model_rate_and_objective(
+    task: Any, more: Any, fields: Any, metric: str
+) -> None:
+    found = settings_of(world(task=task, **more)).model_dump(mode="json")
+    kind = next(iter(task))
+    assert found["task"]["kind"] == kind[0].upper() + kind[1:]
+    assert found["task"].items() >= fields.items()
+    assert (found["model"]["base"] is not None) == bool(more)
+    assert (found["model"]["architecture"] is None) == (bool(more) or kind == "custom")
+    assert found["training"]["objectiveMetric"] == metric
+    assert 0 < found["training"]["learningRate"] <= 1e-3
+    if more:
+        assert found["model"]["base"]["path"] == "/scratch/downloads/hf/org/base@main"
+        assert found["model"]["lora"]["targets"] == ["MLP"]
+
+
+def test_adapters_bear_a_higher_rate_than_the_weights_themselves() -> None:
+    def rate(**model: Any) -> float:
+        return settings_of(world(task={"chat": {}}, model={"uri": "hf://org/base", **model})).training.learning_rate
+
+    assert rate(lora={}) >= 10 * rate()
+
+
+def test_sources_are_mixed_by_weight_and_what_is_remote_is_downloaded_with_a_secret() -> None:
+    w = world(
+        data={
+            "sources": [
+                {"name": "own", "uri": "pvc://mail/a.jsonl", "weight": 3.0},
+                {"name": "web", "uri": "s3://bucket/b-*.parquet", "format": "Parquet"},
+            ],
+            "secretRef": {"name": "store"},
+        },
+        tracking=[{"name": "ours", "wandb": {}, "secretRef": {"name": "wandb"}}, {"name": "board", "tensorBoard": {}}],
+        pod={"env": [{"name": "AWS_REGION", "value": "eu-central-1"}]},
+    )
+    settings = settings_of(w)
+    assert [(source.name, source.weight, source.format) for source in settings.data.all_sources] == [
+        ("own", 3.0, "Auto"),
+        ("web", 1.0, "Parquet"),
+    ]
+    assert settings.data.all_sources[1].location.path == "/scratch/downloads/s3/bucket/b-*.parquet"
+    assert [(tracker.kind, tracker.project) for tracker in settings.tracking] == [
+        ("WandB", "kubeformer"),
+        ("TensorBoard", None),
+    ]
+    env = {variable["name"]: variable for variable in pod_of(w)["containers"][0]["env"]}
+    secret = {"name": "store", "key": "AWS_SECRET_ACCESS_KEY", "optional": True}
+    assert env["AWS_SECRET_ACCESS_KEY"]["valueFrom"] == {"secretKeyRef": secret}
+    assert env["WANDB_API_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "wandb"
+    assert env["AWS_REGION"] == {"name": "AWS_REGION", "value": "eu-central-1"}
+    assert "HF_TOKEN" not in env
+    assert {volume["name"] for volume in pod_of(w)["volumes"]} >= {"claim-0", "scratch"}
+
+
+def test_a_custom_image_gets_the_launcher_beside_its_own_files() -> None:
+    custom = {"command": ["python", "train.py"], "code": {"uri": "configmap://code/train.py"}}
+    code = config_map("code", **{"train.py": ""})
+    own = pod_of(world(code, task={"custom": custom}, pod={"image": "registry.example.com/mine:1"}))
+    (copy,) = own["initContainers"]
+    assert copy["image"] != own["containers"][0]["image"] == "registry.example.com/mine:1"
+    assert copy["command"][-2:] == ["kubeformer_runtime.launcher.copy", "/scratch/kubeformer"]
+    assert {"name": "PYTHONPATH", "value": "/scratch/kubeformer"} in own["containers"][0]["env"]
+    assert "/mnt/configmaps/code" in {mount["mountPath"] for mount in own["containers"][0]["volumeMounts"]}
+    assert "initContainers" not in pod_of(world(code, task={"custom": custom}))

@@ -173,3 +173,28 @@ def test_a_job_of_an_earlier_life_is_waited_for() -> None:
     del w.objects[JOB]
     w.settle(training.reconcile, KEY)
     assert JOB in w.objects
+
+
+def test_two_secrets_for_one_variable_are_named_with_their_fields() -> None:
+    w = world(
+        data={"uri": "hf://datasets/org/rows/a.jsonl", "secretRef": {"name": "one"}},
+        model={"uri": "hf://org/base", "secretRef": {"name": "two"}},
+    )
+    state, reason, message = verdict(w)
+    assert (state, reason) == ("False", "SettingsInvalid")
+    assert "spec.data.secretRef.name is one and spec.model.secretRef.name is two" in message
+    assert "HF_TOKEN" in message
+
+
+def test_training_state_to_go_on_from_is_waited_for() -> None:
+    resume = {"resumeFrom": {"trainingJobRef": {"name": "earlier"}}}
+    assert verdict(world(checkpoint=resume))[1] == "CheckpointNotFound"
+    assert "this job itself" in verdict(world(checkpoint={"resumeFrom": {"trainingJobRef": {"name": "spam"}}}))[2]
+    earlier = training_job("earlier")
+    w = world(earlier, checkpoint=resume)
+    assert "which has no checkpoint yet" in verdict(w, "Admitted")[2]
+    uri = "pvc://kubeformer/checkpoints/earlier-x/step-00000007"
+    w = world(earlier | {"status": {"checkpoint": {"uri": uri}}}, checkpoint=resume)
+    w.settle(training.reconcile, KEY)
+    assert JOB in w.objects
+    assert w.objects[KEY]["status"]["resolved"]["resumeUri"] == uri
