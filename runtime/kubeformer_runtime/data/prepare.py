@@ -135,7 +135,7 @@ def _deduplicated(
     if prepare.deduplicate == "None":
         return source
     percent = prepare.similarity_percent if prepare.deduplicate == "Near" else None
-    matches = find_duplicates([row.text for row in (*held_out, *source)], percent, beat)
+    matches = find_duplicates([recipe.key(row) for row in (*held_out, *source)], percent, beat)
     kept = []
     for row, match in zip(source, matches[len(held_out) :], strict=True):
         if match is None:
