@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from kubeformer.contract.names import Reason
+from kubeformer_runtime.model.decoder_classifier_config import (
+    DECODER_CLASSIFIERS,
+    DecoderClassifierConfig,
+    architecture_of,
+)
 from kubeformer_runtime.model.decoder_config import (
     ARCHITECTURES,
     CONFIG_FILE,
@@ -19,6 +24,7 @@ from kubeformer_runtime.model.decoder_config import (
     RopeScaling,
     family_of,
 )
+from kubeformer_runtime.model.encoder_config import FAMILIES, EncoderConfig, encoder_config
 from kubeformer_runtime.model.errors import ModelError
 from kubeformer_runtime.model.modern_bert_config import MODERN_BERT_ARCHITECTURE, ModernBertConfig
 from kubeformer_runtime.model.reading import Fields, read_json
@@ -138,7 +144,9 @@ class ClassifierConfig:
         }
 
 
-ModelConfig = LlamaConfig | ClassifierConfig | ModernBertConfig | Seq2SeqConfig
+ModelConfig = (
+    LlamaConfig | ClassifierConfig | ModernBertConfig | EncoderConfig | DecoderClassifierConfig | Seq2SeqConfig
+)
 
 
 def read_config(directory: str | Path) -> ModelConfig:
@@ -162,15 +170,19 @@ def read_config(directory: str | Path) -> ModelConfig:
         if (directory / GENERATION_FILE).is_file():
             document = {**document, "suppress_tokens": read_json(directory / GENERATION_FILE).get("suppress_tokens")}
         return Seq2SeqConfig.from_json(document)
+    if architecture_of(document) is not None:
+        return DecoderClassifierConfig.from_json(document)
+    if isinstance(kind := document.get("model_type"), str) and kind in FAMILIES:
+        return encoder_config(document)
     names = document.get("architectures")
     if isinstance(names, list) and MODERN_BERT_ARCHITECTURE in names:
         return ModernBertConfig.from_json(document)
     if isinstance(names, list) and CLASSIFIER_ARCHITECTURE in names:
         return ClassifierConfig.from_json(document)
-    known = (*ARCHITECTURES, *SEQ2SEQ_ARCHITECTURES, MODERN_BERT_ARCHITECTURE, CLASSIFIER_ARCHITECTURE)
+    known = (*ARCHITECTURES, *DECODER_CLASSIFIERS, *SEQ2SEQ_ARCHITECTURES, MODERN_BERT_ARCHITECTURE)
     raise ModelError(
         f"{directory / CONFIG_FILE}: model_type is {document.get('model_type')!r} and architectures is "
-        f"{names}; supported are {', '.join(known)}"
+        f"{names}; supported are {', '.join(known)}, and BERT, RoBERTa and DistilBERT"
     )
 
 
@@ -178,6 +190,8 @@ __all__ = [
     "CONFIG_FILE",
     "GENERATION_FILE",
     "ClassifierConfig",
+    "DecoderClassifierConfig",
+    "EncoderConfig",
     "LlamaConfig",
     "ModelConfig",
     "ModernBertConfig",

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kubeformer_runtime.model.config import CONFIG_FILE
+from kubeformer_runtime.model.decoder_config import CONFIG_FILE
 from kubeformer_runtime.model.encoder_config import EncoderConfig, read_encoder_config
 from kubeformer_runtime.model.errors import ModelError
-from kubeformer_runtime.model.weights import OnBytes, check_values, read_weights
+from kubeformer_runtime.model.files import OnBytes, check_values, read_weights
 
 FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {  # of encoder_config.ACTIVATIONS
     "gelu": F.gelu,

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kubeformer_runtime.model.config import CONFIG_FILE
+from kubeformer_runtime.model.decoder_config import CONFIG_FILE
 from kubeformer_runtime.model.errors import ModelError
+from kubeformer_runtime.model.labels import labels_to_json, read_labels
 from kubeformer_runtime.model.reading import LARGEST, Fields, read_json
 
 Family = Literal["bert", "roberta", "distilbert"]
@@ -54,6 +55,32 @@ class EncoderConfig:
         """Tokens a text may have."""
         return self.positions - self.first_position
 
+    def to_json(self) -> dict[str, Any]:
+        """config.json of a classifier of the family (of an encoder without a head where there are no labels).
+
+        XLM-RoBERTa and CamemBERT are written as RoBERTa, which computes the same.
+        """
+        names = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}
+        problem = next(name for name, ours in PROBLEMS.items() if ours == self.problem)
+        short = self.family == "distilbert"
+        document: dict[str, Any] = {
+            "architectures": [names[self.family] + (HEAD_SUFFIX if self.labels else "Model")],
+            "model_type": self.family,
+            "vocab_size": self.vocabulary_size,
+            "dim" if short else "hidden_size": self.width,
+            "n_layers" if short else "num_hidden_layers": self.layers,
+            "n_heads" if short else "num_attention_heads": self.heads,
+            "hidden_dim" if short else "intermediate_size": self.mlp_width,
+            "activation" if short else "hidden_act": self.activation,
+            "max_position_embeddings": self.positions,
+            "pad_token_id": self.pad_token_id,
+        }
+        if not short:
+            document |= {"type_vocab_size": self.types, "layer_norm_eps": self.norm_epsilon}
+        if self.labels:
+            document |= {"problem_type": problem, **labels_to_json(self.labels)}
+        return document
+
 
 def is_encoder(directory: Path) -> bool:
     """Whether config.json names one of the families. Raises ModelError where it cannot be read."""
@@ -62,12 +89,17 @@ def is_encoder(directory: Path) -> bool:
 
 
 def read_encoder_config(directory: Path) -> EncoderConfig:
-    """Reads DIRECTORY/config.json.
+    """Reads DIRECTORY/config.json; see encoder_config."""
+    return encoder_config(read_json(directory / CONFIG_FILE))
+
+
+def encoder_config(document: Mapping[str, Any]) -> EncoderConfig:
+    """Reads a config.json.
 
     Raises:
         ModelError: a field is missing or damaged, or asks for what these families do not do here.
     """
-    fields = Fields(CONFIG_FILE, read_json(directory / CONFIG_FILE))
+    fields = Fields(CONFIG_FILE, document)
     family = FAMILIES[fields.text("model_type")]
     architecture = _architecture(fields)
     if (kind := fields.text("position_embedding_type", "absolute")) != "absolute":
@@ -94,7 +126,7 @@ def read_encoder_config(directory: Path) -> EncoderConfig:
         activation=activation,
         norm_epsilon=1e-12 if short else fields.positive("layer_norm_eps", 1e-12),
         pad_token_id=pad,
-        labels=_labels(fields) if architecture.endswith(HEAD_SUFFIX) else (),
+        labels=read_labels(fields) if architecture.endswith(HEAD_SUFFIX) else (),
         problem=_problem(fields),
         matryoshka=_matryoshka(fields),
     )
@@ -117,15 +149,6 @@ def _architecture(fields: Fields) -> str:
             f"{', '.join(EMBEDDING_SUFFIXES)} (embeddings) or {HEAD_SUFFIX}"
         )
     return name
-
-
-def _labels(fields: Fields) -> tuple[str, ...]:
-    names = fields.mapping("id2label")
-    if not names:
-        return tuple(f"LABEL_{index}" for index in range(fields.integer("num_labels", 2)))
-    if set(names) != {str(index) for index in range(len(names))}:
-        raise ModelError(f"{CONFIG_FILE}: the keys of id2label have to be the numbers from 0 to {len(names) - 1}")
-    return tuple(str(names[str(index)]) for index in range(len(names)))
 
 
 def _problem(fields: Fields) -> Problem:

@@ -20,7 +20,9 @@ WHOLE = {
     "ln_f.weight": "model.norm.weight",
     "ln_f.bias": "model.norm.bias",
     "lm_head.weight": "lm_head.weight",
+    "score.weight": "score.weight",  # of a classifier
 }
+HEADS = ("lm_head.weight", "score.weight")  # stand without the prefix
 # A part of GPT-2's layer: the parts of ours that it holds, one after the other.
 PARTS = {
     "ln_1": ("input_layernorm",),
@@ -60,7 +62,7 @@ def _split(full: str, tensor: Tensor, layer: str, parts: tuple[str, ...], kind: 
 def to_gpt2(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
     """The way back; every weight of the model has to be there (the head where it is not the embedding)."""
     found = {
-        name if name == "lm_head.weight" else PREFIX + name: weights[ours]
+        name if name in HEADS else PREFIX + name: weights[ours]
         for name, ours in WHOLE.items()
         if ours in weights
     }
@@ -76,7 +78,7 @@ def name_in_file(ours: str) -> str:
     """The tensor of a GPT-2 file that holds a weight of ours, for messages."""
     for name, whole in WHOLE.items():
         if whole == ours:
-            return name if name == "lm_head.weight" else PREFIX + name
+            return name if name in HEADS else PREFIX + name
     layer, rest = ours.removeprefix("model.layers.").split(".", 1)
     part, kind = rest.rsplit(".", 1)
     return f"{PREFIX}h.{layer}.{next(name for name, parts in PARTS.items() if part in parts)}.{kind}"

@@ -320,7 +320,7 @@ class _Writer:
         self.cache.select(row_N)
 
 
-def from_file(weights: Mapping[str, Tensor], config: Seq2SeqConfig) -> dict[str, Tensor]:
+def from_file(config: Seq2SeqConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights under our names: one embedding where files may repeat it, no positions, and a bias even where none is."""
     kept = {name: tensor for name, tensor in weights.items() if name not in COPIES and "embed_positions" not in name}
     for name in COPIES:

@@ -6,18 +6,18 @@ save("/models/new", module)                             # config.json, generatio
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kubeformer.contract.names import Reason
+from kubeformer_runtime.model import bert, decoder_classifier, seq2seq
+from kubeformer_runtime.model.bert import Bert
 from kubeformer_runtime.model.classifier import Classifier
 from kubeformer_runtime.model.config import (
     CONFIG_FILE,
@@ -26,21 +26,28 @@ from kubeformer_runtime.model.config import (
     LlamaConfig,
     ModelConfig,
     read_config,
-    read_json,
 )
+from kubeformer_runtime.model.decoder_classifier import DecoderClassifier
+from kubeformer_runtime.model.decoder_classifier_config import DecoderClassifierConfig
+from kubeformer_runtime.model.encoder_config import EncoderConfig
 from kubeformer_runtime.model.errors import ModelError
+from kubeformer_runtime.model.files import (
+    WEIGHTS_FILE,
+    OnBytes,
+    check_values,
+    read_file,
+    read_weights,
+    some,
+    weight_files,
+)
 from kubeformer_runtime.model.gpt2 import from_gpt2, name_in_file, to_gpt2
 from kubeformer_runtime.model.llama import Llama
 from kubeformer_runtime.model.modern_bert import ModernBert
 from kubeformer_runtime.model.modern_bert_config import ModernBertConfig
-from kubeformer_runtime.model.seq2seq import Seq2Seq, from_file
+from kubeformer_runtime.model.seq2seq import Seq2Seq
 from kubeformer_runtime.model.seq2seq_config import Seq2SeqConfig
 
-Module: TypeAlias = Llama | Seq2Seq | ModernBert | Classifier
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-OnBytes = Callable[[int], None]
+Module: TypeAlias = Llama | Seq2Seq | ModernBert | Bert | DecoderClassifier | Classifier
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 POSITION_EMBEDDING = "model.embed_positions.weight"
 
@@ -74,115 +81,77 @@ def load(
         ModelError: something is missing, damaged, or does not fit config.json.
     """
     config = read_config(directory)
-    weights = read_weights(directory, dtype, device, on_bytes)
-    if isinstance(config, LlamaConfig):
-        if config.family == "gpt2":
-            weights = from_gpt2(weights)
-        if config.tied_embeddings:
-            weights.pop(HEAD, None)
-        # Old exports carry the rotary frequencies as a tensor; they follow from config.json.
-        weights = {name: tensor for name, tensor in weights.items() if not name.endswith("rotary_emb.inv_freq")}
-    elif isinstance(config, Seq2SeqConfig):
-        weights = from_file(weights, config)
+    weights = _from_file(config, read_weights(directory, dtype, device, on_bytes))
     check_weights(config, {name: tuple(tensor.shape) for name, tensor in weights.items()})
     check_values(weights)
     return LoadedModel(Path(directory), config, weights)
 
 
-def read_weights(
-    directory: str | Path,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    on_bytes: OnBytes | None = None,
-) -> dict[str, Tensor]:
-    """Reads model.safetensors, or the shards that model.safetensors.index.json names.
-
-    Floating-point tensors become `dtype` (None: as stored) one at a time, so memory never holds two copies
-    of the whole model. `on_bytes` hears the size of each as it is read.
-
-    Raises:
-        ModelError: no weights (reason ModelNotFound), or a file that is not safetensors (ModelInvalid).
-    """
-    weights: dict[str, Tensor] = {}
-    for path in weight_files(Path(directory)):
-        weights.update(read_file(path, dtype, device, on_bytes))
-    return weights
+def _from_file(config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under our names, from those of a file."""
+    match config:
+        case LlamaConfig():
+            return _decoder_from_file(config, weights)
+        case DecoderClassifierConfig():
+            return _decoder_from_file(config.decoder, weights)
+        case EncoderConfig():
+            return bert.from_file(weights)
+        case Seq2SeqConfig():
+            return seq2seq.from_file(config, weights)
+        case ModernBertConfig() | ClassifierConfig():
+            return weights
 
 
-def read_file(
-    path: Path,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    on_bytes: OnBytes | None = None,
-) -> dict[str, Tensor]:
-    """Reads one safetensors file; see read_weights."""
-    weights: dict[str, Tensor] = {}
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as shard:
-            for name in shard.keys():  # noqa: SIM118 - a safetensors file is not a dict
-                tensor = shard.get_tensor(name)
-                if on_bytes is not None:
-                    on_bytes(tensor.nbytes)
-                weights[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-    except FileNotFoundError:
-        raise ModelError(f"{INDEX_FILE} names {path.name}, which is not there", Reason.MODEL_NOT_FOUND) from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path} is damaged: {error}") from None
-    return weights
+def _decoder_from_file(config: LlamaConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    if config.family == "gpt2":
+        weights = from_gpt2(weights)
+    if config.tied_embeddings:
+        weights.pop(HEAD, None)
+    # Old exports carry the rotary frequencies as a tensor; they follow from config.json.
+    return {name: tensor for name, tensor in weights.items() if not name.endswith("rotary_emb.inv_freq")}
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model directory, in order; raises ModelError where there is none."""
-    if (directory / INDEX_FILE).is_file():
-        index = read_json(directory / INDEX_FILE).get("weight_map")
-        if not isinstance(index, dict) or not index:
-            raise ModelError(f"{directory / INDEX_FILE} has no weight_map")
-        names = sorted({str(name) for name in index.values()})
-        if any("/" in name or name.startswith(".") for name in names):
-            raise ModelError(f"{directory / INDEX_FILE} names files outside its directory")
-        return [directory / name for name in names]
-    if (directory / WEIGHTS_FILE).is_file():
-        return [directory / WEIGHTS_FILE]
-    if pickled := sorted(path.name for suffix in PICKLED for path in directory.glob(suffix)):
-        raise ModelError(
-            f"{directory} has its weights as {_some(pickled)}, a pickle, which can run code when it is read; "
-            f"publish the model as {WEIGHTS_FILE}"
-        )
-    raise ModelError(f"{directory} has neither {WEIGHTS_FILE} nor {INDEX_FILE}", Reason.MODEL_NOT_FOUND)
+def _to_file(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The way back."""
+    decoder = config.decoder if isinstance(config, DecoderClassifierConfig) else config
+    if isinstance(decoder, LlamaConfig) and decoder.family == "gpt2":
+        return to_gpt2(tensors, decoder.layers)
+    if isinstance(config, EncoderConfig):
+        return {theirs: tensors[ours] for ours, theirs in bert.names_in_file(config).items()}
+    return tensors
 
 
 def check_weights(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises ModelError where names or shapes are not those of a model with this config."""
     expected = shapes_of(config)
     gpt2 = isinstance(config, LlamaConfig) and config.family == "gpt2"
+    theirs = bert.names_in_file(config) if isinstance(config, EncoderConfig) else {}
 
     def called(name: str) -> str:
-        return name_in_file(name) if gpt2 else name
+        return name_in_file(name) if gpt2 else theirs.get(name, name)
 
     if missing := sorted(expected.keys() - shapes.keys()):
         names = sorted({called(name) for name in missing})
-        raise ModelError(f"the weights lack {_some(names)}, which {CONFIG_FILE} asks for")
-    if extra := sorted(shapes.keys() - expected.keys()):
-        raise ModelError(f"the weights hold {_some(extra)}, which {CONFIG_FILE} does not know")
+        raise ModelError(f"the weights lack {some(names)}, which {CONFIG_FILE} asks for")
+    known = set(expected)
+    if isinstance(config, EncoderConfig) and not config.labels:
+        known |= {"head.weight", "head.bias"}
+    if extra := sorted(shapes.keys() - known):
+        raise ModelError(f"the weights hold {some(extra)}, which {CONFIG_FILE} does not know")
     for name, shape in expected.items():
         if shapes[name] != shape:
             within = f"{called(name)}: " if called(name) != name else ""
             raise ModelError(f"{within}{name} has shape {shapes[name]}, but {CONFIG_FILE} makes it {shape}")
 
 
-def check_values(weights: Mapping[str, Tensor]) -> None:
-    """Raises ModelError where a tensor does not hold numbers: integers of a quantised file, NaN, infinity."""
-    for name, tensor in weights.items():
-        if not tensor.is_floating_point():
-            raise ModelError(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, not as real numbers")
-        # Any NaN or infinity shows in the sum; one that is merely too large is looked at again. 20 ms for 135M weights;
-        # with dtype=torch.float32 the sum of bfloat16 would take twenty times as long.
-        if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
-            raise ModelError(f"{name} holds numbers that are not finite (NaN or infinity): the file is damaged")
-
-
 def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a model with this config has."""
+    if isinstance(config, EncoderConfig) and not config.labels:  # no head, or one of pre-training: the pooler
+        whole = shapes_of(replace(config, labels=("0", "1")))
+        return {name: shape for name, shape in whole.items() if bert.without_head(name)}
+    if isinstance(config, DecoderClassifierConfig):
+        shapes = shapes_of(replace(config.decoder, tied_embeddings=True))
+        return shapes | {decoder_classifier.SCORE: (len(config.labels), config.width)}
     if not isinstance(config, LlamaConfig):
         try:
             with _Unfilled():
@@ -191,7 +160,7 @@ def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             raise ModelError(f"{CONFIG_FILE} describes a model that is larger than any memory") from None
     wide, inner = config.heads * config.head_width, config.key_value_heads * config.head_width
     layer_norm = config.norm == "LayerNorm"
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes = dict[str, tuple[int, ...]]()
 
     def add(name: str, *shape: int, bias: bool = False) -> None:
         shapes[f"{name}.weight"] = shape
@@ -235,7 +204,7 @@ class _Unfilled(TorchFunctionMode):
 
 
 def empty(config: ModelConfig, dropout: float = 0.0) -> Module:
-    """A freshly initialised module. `dropout` is a Llama's; the others have it in their configs."""
+    """A freshly initialised module. `dropout` is used where the config does not have it."""
     match config:
         case LlamaConfig():
             return Llama(config, dropout)
@@ -243,6 +212,10 @@ def empty(config: ModelConfig, dropout: float = 0.0) -> Module:
             return Seq2Seq(config)
         case ModernBertConfig():
             return ModernBert(config)
+        case EncoderConfig():
+            return Bert(config, dropout)
+        case DecoderClassifierConfig():
+            return DecoderClassifier(config, dropout)
         case ClassifierConfig():
             return Classifier(config)
 
@@ -284,17 +257,26 @@ def save(directory: str | Path, module: Module, dtype: torch.dtype = torch.float
     elif isinstance(config, Seq2SeqConfig):
         _write_json(directory / GENERATION_FILE, config.generation_to_json())
     tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors_of(module).items()}
-    if isinstance(config, LlamaConfig) and config.family == "gpt2":
-        tensors = to_gpt2(tensors, config.layers)
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(_to_file(config, tensors), directory / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def _write_json(path: Path, document: Mapping[str, object]) -> None:
     path.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-__all__ = ["ClassifierConfig", "LlamaConfig", "LoadedModel", "build", "check_weights", "empty", "load", "save"]
+__all__ = [
+    "ClassifierConfig",
+    "LlamaConfig",
+    "LoadedModel",
+    "Module",
+    "OnBytes",
+    "build",
+    "check_values",
+    "check_weights",
+    "empty",
+    "load",
+    "read_file",
+    "read_weights",
+    "save",
+    "weight_files",
+]
