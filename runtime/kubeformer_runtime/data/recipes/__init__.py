@@ -30,6 +30,7 @@ MODULES: Mapping[str, str] = {
     "TextClassification": "text_classification",
     "LanguageModel": "language_model",
     "Chat": "chat",
+    "Preference": "preference",
     "Recommendation": "recommendation",
     "TextToText": "text_to_text",
 }
