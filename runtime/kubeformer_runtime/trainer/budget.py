@@ -17,11 +17,23 @@ def rows_per_pass(config: ModelConfig, parameters: int, length: int, memory_byte
     The estimate of activations per token and layer counts what autograd keeps: about 16 vectors of the model's
     width, 4 of the MLP's, and for a language model three copies of the logits.
     """
-    numbers = config.layers * (16 * config.width + 4 * config.mlp_width) + 4 * config.width
-    if isinstance(config, LlamaConfig):
-        numbers += 3 * config.vocabulary_size
-    room = SHARE_OF_MEMORY * max(0.0, memory_bytes - STATE_COPIES * BYTES_PER_NUMBER * parameters)
-    rows = room / (numbers * BYTES_PER_NUMBER * length)
+    rows = _room(parameters, memory_bytes) / (BYTES_PER_NUMBER * _numbers(config) * length)
     if on_cpu:
         rows = min(rows, PASS_OPERATIONS_CPU / (6 * parameters * length))
     return 1 << max(0, int(rows).bit_length() - 1)
+
+
+def fits(config: ModelConfig, parameters: int, length: int, memory_bytes: int) -> bool:
+    """Whether the activations of one row fit; else they are recomputed (activation checkpointing)."""
+    return BYTES_PER_NUMBER * _numbers(config) * length <= _room(parameters, memory_bytes)
+
+
+def _numbers(config: ModelConfig) -> int:
+    """Of activations, for each token."""
+    numbers = config.layers * (16 * config.width + 4 * config.mlp_width) + 4 * config.width
+    return numbers + 3 * config.vocabulary_size if isinstance(config, LlamaConfig) else numbers
+
+
+def _room(parameters: int, memory_bytes: int) -> float:
+    """Bytes for activations."""
+    return SHARE_OF_MEMORY * max(0.0, memory_bytes - STATE_COPIES * BYTES_PER_NUMBER * parameters)

@@ -16,7 +16,7 @@ ALIGNMENT = 16  # numbers: every view begins on a cache line
 
 
 class Flat:
-    """The trained parameters of a module as one vector of N numbers. The first D decay: matrices before biases and norms.
+    """The trained parameters of a module as a vector of N numbers. The first D decay: matrices before biases and norms.
 
     `value_N` and `gradient_N` have gaps (for alignment) that are zero and stay so.
     """

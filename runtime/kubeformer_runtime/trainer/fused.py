@@ -13,6 +13,7 @@ Letters: N tokens of all rows (B · S), D width, F width of the MLP, V vocabular
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ from kubeformer_runtime.kernels.training import (
 from kubeformer_runtime.model.config import LlamaConfig
 from kubeformer_runtime.model.layers import rope_frequencies, rope_table
 from kubeformer_runtime.trainer.flat import Flat
+from kubeformer_runtime.trainer.precision import Precision
 
 IGNORE = -100
 HEAD_TOKENS = 512  # whose logits exist at once: few enough for the cache, enough for a fast product
@@ -74,6 +76,31 @@ def fuse(network: nn.Module, flat: Flat, *, half: bool, recompute: bool = False)
         return None
     kernels = load_training_kernels()
     return None if kernels is None else FusedDecoder(config, flat, kernels, half, recompute)
+
+
+def attach(network: nn.Module, flat: Flat, precision: Precision, recompute: bool) -> None:
+    """Lets tasks find the fused decoder as `network.fused`; else, where asked to, layers recompute by autograd."""
+    fused = fuse(network, flat, half=precision == "BFloat16", recompute=recompute) if precision != "Float16" else None
+    object.__setattr__(network, "fused", fused)
+    if fused is None and recompute:
+        from torch.utils.checkpoint import checkpoint
+
+        for layers in (module for module in network.modules() if isinstance(module, nn.ModuleList)):
+            for layer in layers:
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def of(network: nn.Module) -> "FusedDecoder | None":
+    """What `attach` found."""
+    return cast("FusedDecoder | None", getattr(network, "fused", None))
+
+
+def first_seen(document_BS: Tensor) -> Tensor:
+    """(B, S) int32: where the document of each token begins in its row; documents are numbered in pieces."""
+    position_S = torch.arange(document_BS.shape[1], device=document_BS.device)
+    begins_BS = torch.zeros_like(document_BS, dtype=torch.long)
+    begins_BS[:, 1:] = position_S[1:] * (document_BS[:, 1:] != document_BS[:, :-1])
+    return begins_BS.cummax(1).values.to(torch.int32)
 
 
 @dataclass(slots=True)
@@ -154,7 +181,7 @@ class FusedDecoder:
         """(loss and correct as two float64, buffers for `backward`). With `train`, also the head's gradients."""
         if self.matrix_N is not self.flat.value_N:
             self.matrix_N.copy_(self.flat.value_N)
-        buffers = self._take(*token_BS.shape, train)
+        buffers = self._take(token_BS.shape[0], token_BS.shape[1], train)
         buffers.token_N, buffers.first_N = token_BS.flatten().contiguous(), first_N
         base_ND, y_ND = buffers.stream[0], None
         torch.index_select(self.embedding, 0, buffers.token_N, out=base_ND)
@@ -345,7 +372,8 @@ class _Loss(torch.autograd.Function):
         context: Any, anchor: Tensor, fused: FusedDecoder, token_BS: Tensor, target_BS: Tensor, first_N: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         train = anchor.requires_grad
-        sums, buffers = fused.forward(token_BS, target_BS, first_N, train)
+        with torch.autocast("cpu", enabled=False):  # types are chosen here already
+            sums, buffers = fused.forward(token_BS, target_BS, first_N, train)
         if train:
             context.fused, context.buffers = fused, buffers
         else:
@@ -355,11 +383,12 @@ class _Loss(torch.autograd.Function):
         return loss.clone(), correct.clone()
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[None, ...]:  # type: ignore[override]
+    def backward(context: Any, *gradients: Tensor) -> tuple[None, ...]:
         buffers, context.buffers = context.buffers, None
         if buffers is None:
             raise RuntimeError("the backward pass of a fused loss runs once")
-        context.fused.backward(buffers, float(gradients[0]))
+        with torch.autocast("cpu", enabled=False):
+            context.fused.backward(buffers, float(gradients[0]))
         return (None,) * 5
 
 

@@ -5,7 +5,6 @@ It can be left at any step boundary and entered again there; see `trainer`'s doc
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -16,8 +15,11 @@ from kubeformer.contract.names import Reason
 from kubeformer.contract.progress import Epoch
 from kubeformer_runtime.trainer.checkpoint import Snapshot
 from kubeformer_runtime.trainer.errors import InvalidJob, Stopped
+from kubeformer_runtime.trainer.fused import attach
 from kubeformer_runtime.trainer.keeping import Keeper
+from kubeformer_runtime.trainer.metrics import Stopwatch
 from kubeformer_runtime.trainer.optimizers import make_optimizer, seed_step
+from kubeformer_runtime.trainer.precision import LossScale, Precision, autocast
 from kubeformer_runtime.trainer.report import LAST_EPOCHS, Clock, Reporter
 from kubeformer_runtime.trainer.schedule import count_steps, evaluation_due, learning_rate
 from kubeformer_runtime.trainer.state import State
@@ -37,8 +39,11 @@ class Surroundings:
     reporter: Reporter
     stop_wished: Callable[[], bool]
     clock: Clock
-    bfloat16: bool
+    precision: Precision
     rows_per_pass: int
+    recompute: bool = False  # activations in the backward pass instead of keeping them
+    peak: float | None = None  # operations a second of matrix products in this precision, where known
+    operations_per_token: float = 0.0
 
 
 class Loop:
@@ -50,9 +55,10 @@ class Loop:
         self.training = settings.training
         self.task, self.network, self.validation, self.state = task, network, validation, state
         self.world, self.reporter, self.clock = around.world, around.reporter, around.clock
-        self.stop_wished, self.bfloat16, self.rows_per_pass = around.stop_wished, around.bfloat16, around.rows_per_pass
+        self.stop_wished, self.around, self.rows_per_pass = around.stop_wished, around, around.rows_per_pass
         self.strategy: Strategy = Replicated(network, self.world)
         self.flat = self.strategy.flat
+        attach(network, self.flat, around.precision, around.recompute)
         self.optimizer = make_optimizer(self.training, self.flat)
         self.keeper = Keeper(
             settings.checkpoint,
@@ -65,6 +71,7 @@ class Loop:
         self.steps_per_epoch = task.order.steps_per_epoch
         self.total_steps = count_steps(self.training, self.steps_per_epoch)
         self.total_epochs = self.training.epochs or math.ceil(self.total_steps / self.steps_per_epoch)
+        self.watch = Stopwatch(around.clock.monotonic)
 
     @property
     def epoch(self) -> int:
@@ -97,54 +104,71 @@ class Loop:
         self._save()
 
     def _step(self) -> None:
-        started, step = self.clock.monotonic(), self.state.step
+        started, step, watch = self.clock.monotonic(), self.state.step, self.watch
+        watch.start()
         seed_step(self.training.seed, step, self.world.rank)
         weight, rate = self.task.weight(step), learning_rate(self.training, step, self.total_steps)
         self.network.train()
         self.flat.clear()
-        loss, correct = 0.0, 0.0
+        loss, correct, scale = 0.0, 0.0, self._scale()
         share = self.task.order.share(step, self.strategy.share_rank, self.strategy.share_size)
         pieces = list(passes(share, self.rows_per_pass))
         for piece in pieces:
-            with self._precision():
-                tally = self.task.tally(self.network, self.task.batch(self.task.train, piece))
-            (tally.loss / weight).backward()  # type: ignore[no-untyped-call]
+            batch = self.task.batch(self.task.train, piece)
+            watch.lap("data")
+            with autocast(self.world.device, self.around.precision):
+                tally = self.task.tally(self.network, batch)
+            (tally.loss / weight * scale).backward()  # type: ignore[no-untyped-call]
             loss, correct = loss + float(tally.loss.detach()), correct + float(tally.correct)
+            watch.lap("compute")
             if len(pieces) > 1:
                 self.world.sum([0.0])  # keeps ranks together where a step is long
                 self.reporter.beat()
         self.strategy.collect()
+        if scale != 1:
+            self.flat.gradient_N.mul_(1 / scale)
         norm = self.strategy.clip(self.training.max_gradient_norm)
         flags = (self.stop_wished(), *self.keeper.flags(self.state))
         loss, correct, stop, save, hopeless = self.world.sum([loss, correct, *flags])
-        if not math.isfinite(loss) or not math.isfinite(norm):
+        watch.lap("reduce")
+        finite = math.isfinite(norm)
+        if not math.isfinite(loss) or not (finite or self._leaves_out()):
             raise self._diverged(step, loss / weight, rate)
         if hopeless:
             self.keeper.give_up(hopeless)
         self.keeper.before_change()
-        with torch.no_grad():
-            self.optimizer.step(step, rate)
-        self.strategy.changed()
+        if finite:
+            with torch.no_grad():
+                self.optimizer.step(step, rate)
+            self.strategy.changed()
+        watch.lap("optimizer")
         state = self.state
+        if self.around.precision == "Float16":
+            after = LossScale(state.loss_scale, state.loss_scale_steps).after(finite)
+            state.loss_scale, state.loss_scale_steps = after.scale, after.steps
         state.step += 1
         state.epoch_loss, state.epoch_correct = state.epoch_loss + loss, state.epoch_correct + correct
         state.epoch_weight, state.epoch_steps = state.epoch_weight + weight, state.epoch_steps + 1
         seconds = self.clock.monotonic() - started
         state.epoch_seconds, state.seconds = state.epoch_seconds + seconds, state.seconds + seconds
-        self.reporter.stepped(state, self.epoch, self.task.tokens(step), loss / weight)
+        self.reporter.stepped(state, self.epoch, self.task.tokens(step), loss / weight, norm, self._measures)
         self.keeper.stepped(seconds)
         if stop:
             self._save(stopped=True)
             raise Stopped(f"stopped after step {state.step}, which is saved")
+        watch.start()
         if save:
             self.keeper.begin(state, self._files)
+            watch.lap("checkpoint")
 
     def _settle(self) -> None:
         """What follows a step where it is due: evaluation, the end of an epoch."""
         state, evaluated = self.state, dict[str, float]()
         if evaluation_due(self.training, state.step, self.steps_per_epoch, self.total_steps):
             self.reporter.phase("Evaluating")
+            self.watch.start()
             measures = self.evaluate(self.validation)
+            self.watch.lap("evaluation")
             evaluated = {f"validation/{name}": value for name, value in measures.items()}
             trained = self.task.measures(state.epoch_loss, state.epoch_correct, state.epoch_weight)
             state.metrics = {f"train/{name}": value for name, value in trained.items()} | evaluated
@@ -183,7 +207,7 @@ class Loop:
         self.network.eval()
         totals, rows = [0.0, 0.0, 0.0], min(self.rows_per_pass, EVALUATION_ROWS)
         for share in evaluation_shares(split, rows, self.world.rank, self.world.size):
-            with torch.no_grad(), self._precision():
+            with torch.no_grad(), autocast(self.world.device, self.around.precision):
                 tally = self.task.tally(self.network, self.task.batch(split, share))
             found = [float(tally.loss), float(tally.correct), tally.weight, *map(float, tally.more)]
             *found, stop = self.world.sum([*found, self.stop_wished()])
@@ -196,7 +220,7 @@ class Loop:
             self.world.sum,
             lambda: self._end_of_pass(bool(self.world.sum([self.stop_wished()])[0])),
         )
-        with torch.no_grad(), self._precision():
+        with torch.no_grad(), autocast(self.world.device, self.around.precision):
             extra = self.task.extra(self.network, split, Totals(loss, correct, weight, tuple(more)), ranks)
         return self.task.measures(loss, correct, weight) | extra
 
@@ -218,8 +242,18 @@ class Loop:
     def _files(self) -> list[TensorFile]:
         return self.strategy.files(self.state, self.optimizer.state)
 
-    def _precision(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bfloat16)
+    def _scale(self) -> float:
+        """What the loss is multiplied by; only float16 needs it."""
+        return self.state.loss_scale if self.around.precision == "Float16" else 1.0
+
+    def _leaves_out(self) -> bool:
+        """Whether a gradient that is not finite only means a smaller scale, and a step without change."""
+        return self.around.precision == "Float16" and not LossScale(self.state.loss_scale).hopeless
+
+    def _measures(self, steps: int, tokens: int) -> dict[str, float]:
+        """Metrics of the last steps: times by phase, share of the peak."""
+        peak = None if self.around.peak is None else self.around.peak * self.world.size
+        return self.watch.measures(steps, tokens * self.around.operations_per_token, peak)
 
     def _diverged(self, step: int, loss: float, rate: float) -> InvalidJob:
         return InvalidJob(

@@ -26,7 +26,7 @@ class Reporter:
     def __init__(self, heartbeat: Heartbeat, clock: Clock, *, rank: int, attempt: int) -> None:
         self._heartbeat, self._clock = heartbeat, clock
         self._sent = float("-inf")
-        self._tokens, self._tokens_since = 0, clock.monotonic()
+        self._steps, self._tokens, self._tokens_since = 0, 0, clock.monotonic()
         self.progress = Progress(phase="Preparing", rank=rank, attempt=attempt, start_time=clock.wall())
 
     def phase(self, phase: Phase) -> None:
@@ -47,20 +47,29 @@ class Reporter:
         """Adds facts that depend on the data."""
         self.update(resolved=self.progress.resolved | facts)
 
-    def stepped(self, state: State, epoch: int, tokens: int, loss: float) -> None:
-        """One optimiser step is done."""
-        self._tokens += tokens
+    def stepped(
+        self,
+        state: State,
+        epoch: int,
+        tokens: int,
+        loss: float,
+        norm: float = 0.0,
+        measures: Callable[[int, int], dict[str, float]] = lambda steps, tokens: {},
+    ) -> None:
+        """One optimiser step is done. `measures(steps, tokens)`, asked before sending: metrics of the steps since."""
+        self._steps, self._tokens = self._steps + 1, self._tokens + tokens
         now = self._clock.monotonic()
         if now - self._sent < EVERY_SECONDS:
             return
         speed = self._tokens / max(1e-9, now - self._tokens_since)
-        self._tokens, self._tokens_since = 0, now
+        found = {"train/loss": loss, "train/gradientNorm": norm} | measures(self._steps, self._tokens)
+        self._steps, self._tokens, self._tokens_since = 0, 0, now
         self.progress = self.progress.model_copy(
             update={
                 "step": state.step,
                 "epoch": epoch,
                 "tokens_per_second": speed,
-                "metrics": state.metrics | {"train/loss": loss},
+                "metrics": state.metrics | found,
             }
         )
         self._send()

@@ -15,13 +15,18 @@ from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.data.prepare import prepare
 from kubeformer_runtime.data.prepared import Prepared
 from kubeformer_runtime.heartbeat import Heartbeat
+from kubeformer_runtime.kernels.training import load_training_kernels
+from kubeformer_runtime.model.config import LlamaConfig
 from kubeformer_runtime.model.errors import ModelError
 from kubeformer_runtime.trainer import checkpoint
-from kubeformer_runtime.trainer.budget import rows_per_pass
+from kubeformer_runtime.trainer.budget import fits, rows_per_pass
 from kubeformer_runtime.trainer.errors import InvalidJob, Stopped
+from kubeformer_runtime.trainer.fused import can_fuse
 from kubeformer_runtime.trainer.loop import Loop, Surroundings
 from kubeformer_runtime.trainer.machine import memory_bytes, threads
+from kubeformer_runtime.trainer.metrics import operations_per_token, peak
 from kubeformer_runtime.trainer.networks import make_network, model_digest
+from kubeformer_runtime.trainer.precision import LARGE, choose_precision
 from kubeformer_runtime.trainer.publish import publish, read_note, write_note
 from kubeformer_runtime.trainer.report import Clock, Reporter
 from kubeformer_runtime.trainer.schedule import count_steps
@@ -84,13 +89,21 @@ def _train(settings: JobSettings, place: Place, reporter: Reporter, stop: StopWi
     world = World.join(place)
     stop.listen()
     network.to(world.device)
+    fast = parameters >= LARGE
+    fusable = fast and can_fuse(network.config, 0.0, half=True) and load_training_kernels() is not None
+    precision = choose_precision(settings.training, world.device, fusable=fusable, parameters=parameters)
+    rows, tight = _rows_per_pass(task, network, parameters, place, world.device)
+    automatic = settings.training.activation_checkpointing == "Auto"
     around = Surroundings(
         world=world,
         reporter=reporter,
         stop_wished=lambda: stop.wished,
         clock=clock,
-        bfloat16=use_bfloat16(settings, world.device),
-        rows_per_pass=_rows_per_pass(task, network, parameters, place, world.device),
+        precision=precision,
+        rows_per_pass=rows,
+        recompute=settings.training.activation_checkpointing == "Full" or (automatic and tight),
+        peak=peak(precision, world.device, torch.get_num_threads()) if fast else None,
+        operations_per_token=_operations_per_token(network, parameters, task.row_tokens),
     )
     loop = Loop(
         settings, task, network, prepared.validation, State(fingerprint=fingerprint, world_size=world.size), around
@@ -128,19 +141,25 @@ def check_objective(settings: JobSettings, task: Task) -> None:
         )
 
 
-def use_bfloat16(settings: JobSettings, device: torch.device) -> bool:
-    """Whether matrix products run in bfloat16; weights and their sums stay in float32."""
-    if settings.training.precision == "Auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return settings.training.precision == "BFloat16"
-
-
-def _rows_per_pass(task: Task, network: Network, parameters: int, place: Place, device: torch.device) -> int:
+def _rows_per_pass(
+    task: Task, network: Network, parameters: int, place: Place, device: torch.device
+) -> tuple[int, bool]:
+    """Rows a pass, and whether one row is already too much for the memory."""
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
         memory = memory_bytes() // place.local_size
-    return rows_per_pass(network.config, parameters, task.row_tokens, memory, device.type == "cpu")
+    rows = rows_per_pass(network.config, parameters, task.row_tokens, memory, device.type == "cpu")
+    return rows, not fits(network.config, parameters, task.row_tokens, memory)
+
+
+def _operations_per_token(network: Network, parameters: int, length: int) -> float:
+    """For train/mfu; 0 for networks that are no plain stack of layers."""
+    config = network.config
+    if not isinstance(config, LlamaConfig):
+        return 0.0
+    table = 0 if config.tied_embeddings else config.vocabulary_size * config.width
+    return operations_per_token(parameters - table, config.layers, config.heads * config.head_width, length)
 
 
 def _resume(loop: Loop, directory: Path, fingerprint: Fingerprint) -> None:

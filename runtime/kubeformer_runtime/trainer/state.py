@@ -41,6 +41,8 @@ class State(BaseModel):
     stopped: bool = False  # whether this was written because a stop was wished for
     failures: int = 0  # how often ranks were started again without such a wish
     seconds: float = 0.0  # of training, over all starts
+    loss_scale: float = 65536.0  # of float16; see precision.py
+    loss_scale_steps: int = 0
     epoch_loss: float = 0.0  # sums over the current epoch
     epoch_correct: float = 0.0
     epoch_weight: float = 0.0
