@@ -14,7 +14,7 @@ class SchedulerConfig:
     max_num_batched_tokens: int = 2048
     max_model_len: int = 8192
     prefill_chunk: int = 256  # prompt tokens a step, so that no abort waits for long
-    mixed_tokens: int = 48  # tokens of a step in which some decode while prompts are read, so that no answer stutters
+    mixed_tokens: int = 40  # tokens of a step in which some decode while prompts are read, so that no answer stutters
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "prefill_chunk", "mixed_tokens"):

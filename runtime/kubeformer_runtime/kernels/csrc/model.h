@@ -2,7 +2,8 @@
 //
 // All threads walk through the same phases and meet at barriers. A phase splits rows, panels of a weight, or
 // (row, key-value head) pairs of attention among them; none splits a sum, so results do not depend on the number of
-// threads. The residual stream is float32 whatever the weights are.
+// threads, nor on which of them computes what: whoever is through with its part takes from the others', because a core
+// may be away for a moment. The residual stream is float32 whatever the weights are.
 #pragma once
 #include <atomic>
 #include <memory>
@@ -43,6 +44,7 @@ struct Layer {
     int window = 0;  // tokens seen, the own one among them; 0: all
 };
 
+constexpr int PHASES = 4;    // products of a layer; each has a phase that packs and one that multiplies
 constexpr int FEW_ROWS = 2;  // up to here every thread packs all rows for itself, which saves a barrier
 
 class Model {
@@ -70,8 +72,11 @@ class Model {
     void attend_item(const Layer& layer, int index, const Step& step, int item, int id);
     // Packs rows for a product; `fill(row, to)` writes a row of floats or returns where it lies.
     template <class Fill> const Rows& pack(int rows, int k, int id, const Target& target, Fill fill);
+    // Calls work(begin, end) for pieces of `count` things until none is left; every thread takes part.
+    template <class Work> void share(int phase, int count, int piece, int id, Work work);
     template <class Emit> void product(const Linear& L, const Rows& x, int id, const Target& target, Emit emit);
     const AdapterPart* adapter(const Target& target, int row) const;
+    int phase_of(const Target& target) const { return target.which == HEAD ? PHASES * config_.layers : PHASES * target.layer + target.which; }
     // Where a row's A x lies; with few rows every thread has its own.
     float* shrunk(int rows, int row, int id) { return (rows <= FEW_ROWS ? own_[size_t(id)].shrunk : shrunk_).as<float>() + size_t(row) * widest_rank_; }
     uint8_t* cache_of(int layer) const { return cache_.as<uint8_t>() + size_t(layer) * config_.num_blocks * shape_.block_bytes(); }
@@ -95,11 +100,14 @@ class Model {
     struct Private { Memory packed_memory, row, probability, shrunk; Rows packed; };
     std::vector<Private> own_;
     std::vector<std::atomic<int>> next_item_;
+    struct alignas(64) Part { std::atomic<int> taken{0}; };  // of a phase's things, those that one thread begins with
+    std::vector<Part> parts_;                                // [phase][thread]
     Pool pool_;
 };
 
 inline Model::Model(const Config& config)
-    : config_(config), layers_(size_t(config.layers)), own_(size_t(std::max(1, config.threads))), next_item_(size_t(config.layers)), pool_(config.threads) {
+    : config_(config), layers_(size_t(config.layers)), own_(size_t(std::max(1, config.threads))), next_item_(size_t(config.layers)),
+      parts_(size_t(2 * PHASES * config.layers + 2) * std::max(1, config.threads)), pool_(config.threads) {
     const int padded = (config.head_width + LANES - 1) / LANES * LANES;
     shape_ = {config.heads, config.kv_heads, config.head_width, padded, config.half != 0, 1.0f / std::sqrt(float(config.head_width))};
     cache_ = Memory(size_t(config.layers) * config.num_blocks * shape_.block_bytes());
@@ -177,6 +185,7 @@ inline void Model::step(const Step& step) {
     for (int r = 0; r < step.rows; r++) longest = std::max(longest, step.positions[r] + 1);
     reserve(step.rows, longest, step.samples);
     for (auto& next : next_item_) next.store(0, std::memory_order_relaxed);
+    for (auto& part : parts_) part.taken.store(0, std::memory_order_relaxed);
     struct Job { Model* model; const Step* step; } job{this, &step};
     const bool alone = weight_bytes_ * size_t(step.rows) < size_t(config_.alone_bytes);
     pool_.run([](void* p, int id) { Job& j = *static_cast<Job*>(p); j.model->work(*j.step, id); }, &job, alone);
@@ -215,19 +224,29 @@ template <class Fill> inline const Rows& Model::pack(int rows, int k, int id, co
     if (id == 0) packed_.attach(packed_memory_.as<uint8_t>(), config_.type, k, rows);
     Rows mine;
     mine.attach(packed_memory_.as<uint8_t>(), config_.type, k, rows);
-    const int n = pool_.active();
-    for (int r = int(int64_t(rows) * id / n); r < int(int64_t(rows) * (id + 1) / n); r++) put(mine, r);
+    share(2 * phase_of(target), (rows + BLOCK_ROWS - 1) / BLOCK_ROWS, 1, id, [&](int begin, int end) {
+        for (int r = begin * BLOCK_ROWS; r < std::min(rows, end * BLOCK_ROWS); r++) put(mine, r);
+    });
     pool_.barrier();
     return packed_;
 }
 
-template <class Emit> inline void Model::product(const Linear& L, const Rows& x, int id, const Target& target, Emit emit) {
+template <class Work> inline void Model::share(int phase, int count, int piece, int id, Work work) {
     const int n = pool_.active();
-    multiply(L, x, int(int64_t(L.panels) * id / n), int(int64_t(L.panels) * (id + 1) / n), [&](int row, int panel, float* v) {
+    Part* parts = &parts_[size_t(phase) * size_t(pool_.size())];
+    for (int i = 0; i < n; i++) {  // one's own part first
+        const int whose = (id + i) % n, from = int(int64_t(count) * whose / n), to = int(int64_t(count) * (whose + 1) / n);
+        for (int at; (at = from + parts[whose].taken.fetch_add(piece, std::memory_order_relaxed)) < to;) work(at, std::min(at + piece, to));
+    }
+}
+
+template <class Emit> inline void Model::product(const Linear& L, const Rows& x, int id, const Target& target, Emit emit) {
+    auto finish = [&](int row, int panel, float* v) {
         if (L.bias) for (int i = 0; i < PANEL; i++) v[i] += L.bias[panel * PANEL + i];
         if (const AdapterPart* part = adapter(target, row)) part->expand(shrunk(x.rows, row, id), panel, v);
         emit(row, panel * PANEL, std::min(PANEL, L.n - panel * PANEL), v);
-    });
+    };
+    share(2 * phase_of(target) + 1, L.panels, x.rows <= FEW_ROWS ? 4 : 1, id, [&](int begin, int end) { multiply(L, x, begin, end, finish); });
     pool_.barrier();
 }
 
