@@ -14,14 +14,21 @@ MEASURES: Mapping[str, tuple[str, ...]] = {
     "textClassification": (*_LOSS, "validation/accuracy"),
     "languageModel": (*_LOSS, "validation/perplexity", "validation/accuracy"),
     "chat": (*_LOSS, "validation/perplexity", "validation/accuracy"),
-    "preference": (*_LOSS, "validation/accuracy"),
-    "textToText": (*_LOSS, "validation/chrF"),
-    "recommendation": (*_LOSS, "validation/ndcg@10"),
+    "preference": (*_LOSS, "validation/accuracy", "validation/margin"),
+    "textToText": (*_LOSS, "validation/perplexity", "validation/accuracy", "validation/chrf", "validation/rouge-l"),
+    "recommendation": (*_LOSS, "validation/accuracy", "validation/ndcg@10", "validation/hit-rate@10"),
 }
 """What each task measures on the validation rows: what Best may mean. custom measures what it likes."""
 
 Metric = Literal[
-    "validation/loss", "validation/accuracy", "validation/perplexity", "validation/chrF", "validation/ndcg@10"
+    "validation/loss",
+    "validation/accuracy",
+    "validation/perplexity",
+    "validation/margin",
+    "validation/chrf",
+    "validation/rouge-l",
+    "validation/ndcg@10",
+    "validation/hit-rate@10",
 ]
 
 
@@ -114,7 +121,7 @@ class Training(Model):
     """How the learning rate changes."""
 
     objective: Objective | None = None
-    """What Best means; left out: accuracy for textClassification, chrF for textToText, ndcg@10 for recommendation and
+    """What Best means; left out: accuracy for textClassification, chrf for textToText, ndcg@10 for recommendation and
     loss for the other tasks, on the validation rows."""
 
     evaluation: Evaluation = empty(Evaluation)

@@ -12,7 +12,7 @@ from kubeformer.api.uri import ConfigMapUri, RemoteUri, Uri
 from kubeformer.contract import job as contract
 from kubeformer.contract import names
 from kubeformer.contract.base import Location
-from kubeformer.training.observe import Observed, uri_of
+from kubeformer.training.observe import uri_of
 from kubeformer.training.resolve import DEFAULT_EPOCHS, architecture, learning_rate, objective
 
 DOWNLOADS_DIRECTORY = f"{names.SCRATCH_DIRECTORY}/downloads"
@@ -34,13 +34,15 @@ def location(text: object, digest: object = None) -> Location:
     return Location(uri=str(text), path=path, digest=str(digest) if digest else None)
 
 
-def settings_document(spec: TrainingJobSpec, resolved: Mapping[str, Any], seen: Observed) -> contract.JobSettings:
+def settings_document(
+    spec: TrainingJobSpec, resolved: Mapping[str, Any], *, name: str, namespace: str, uid: str
+) -> contract.JobSettings:
     """The whole document."""
     resume = resolved.get("resumeUri")
     return contract.JobSettings(
-        name=seen.name,
-        namespace=seen.key.namespace,
-        uid=seen.meta.uid,
+        name=name,
+        namespace=namespace,
+        uid=uid,
         task=_task(spec),
         model=_model(spec, resolved),
         data=_data(spec.data),

@@ -81,7 +81,8 @@ def _under_way(seen: Observed, spec: TrainingJobSpec) -> Plan:
         # The status was lost (a backup without status, a hand that cleared it). Resolving again finds the same.
         return _say(seen, status.admitted(seen, resolve(seen)), finalizers=_with_finalizer(seen))
     resolved = {name: value for name, value in stored.items() if name != "facts"}
-    config_map = build.settings_map(settings_document(spec, resolved, seen), seen)
+    document = settings_document(spec, resolved, name=seen.name, namespace=seen.key.namespace, uid=seen.meta.uid)
+    config_map = build.settings_map(document, seen)
     resolved["settingsHash"] = _hash_in_use(seen, config_map)
     look = outlook(seen)
     actions = () if look.ended is not None else _actions(seen, spec, resolved, config_map)

@@ -28,7 +28,7 @@ _SCRATCH_RATE = {"textClassification": 1e-3, "textToText": 5e-4, "recommendation
 _WIDE_RATE = 3e-4
 _OBJECTIVE = {
     "textClassification": "validation/accuracy",
-    "textToText": "validation/chrF",
+    "textToText": "validation/chrf",
     "recommendation": "validation/ndcg@10",
 }
 _BASE_RATE = {"chat": 2e-5, "preference": 1e-6}  # else:

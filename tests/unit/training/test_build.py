@@ -250,7 +250,7 @@ TASKS: list[tuple[Any, Any, Any, str]] = [
     ({"languageModel": {}}, {}, {"sequenceLength": 512}, "validation/loss"),
     ({"chat": {"lossOn": "All"}}, BASE, {"lossOn": "All", "template": None}, "validation/loss"),
     ({"preference": {"beta": 0.2}}, BASE, {"beta": 0.2, "method": "DPO"}, "validation/loss"),
-    ({"textToText": {"sourceField": "en"}}, {}, {"sourceField": "en", "maxTargetLength": 256}, "validation/chrF"),
+    ({"textToText": {"sourceField": "en"}}, {}, {"sourceField": "en", "maxTargetLength": 256}, "validation/chrf"),
     ({"recommendation": {}}, {}, {"itemField": "item", "maxLength": 50}, "validation/ndcg@10"),
     ({"custom": {"command": ["python", "x.py"]}}, {}, {"command": ["python", "x.py"]}, "validation/loss"),
 ]
