@@ -2,7 +2,8 @@
 
 Everything comes from the environment (settings file, torchrun's PET_* variables, the Job's index); the flags
 are for tests and for other trainers: arguments after `--` go to Python, or to torchrun, in place of
-`-m kubeformer_runtime.trainer`. docs/launcher.md tells the whole story.
+`-m kubeformer_runtime.trainer` (for a custom task, `-m kubeformer_runtime.launcher.custom`). docs/launcher.md tells
+the whole story.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from kubeformer_runtime.launcher.record import Record, termination_message
 from kubeformer_runtime.launcher.supervisor import Limits, Supervisor
 from kubeformer_runtime.launcher.web import GroupLink, ProgressServer
 
+_TRAINER, _CUSTOM = "kubeformer_runtime.trainer", "kubeformer_runtime.launcher.custom"
 _FAREWELL_SECONDS = 30.0  # how long worker 0 stays so that the others hear that the job is over
 
 
@@ -42,7 +44,11 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     try:
         settings = _settings(Path(environment.get(constants.ENV_SETTINGS, constants.SETTINGS_PATH)))
         recovery = settings.get("recovery", {})
-        limits = Limits(int(recovery.get("maxRestarts", 10)), float(recovery.get("hangTimeoutSeconds", 600)))
+        custom = settings.get("task", {}).get("kind") == "Custom"
+        limits = Limits(
+            int(recovery.get("maxRestarts", 10)), float(recovery.get("hangTimeoutSeconds", 600)), may_be_silent=custom
+        )
+        options.trainer = options.trainer or ["-m", _CUSTOM if custom else _TRAINER]
         plan = Plan.from_environment(environment, options.trainer, options.torchrun)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return _refuse(
@@ -60,9 +66,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--torchrun", type=shlex.split, default=None, help="command in place of torchrun")
     parser.add_argument("trainer", nargs="*", help="after --: what runs in place of -m kubeformer_runtime.trainer")
-    options = parser.parse_args(arguments)
-    options.trainer = options.trainer or ["-m", "kubeformer_runtime.trainer"]
-    return options
+    return parser.parse_args(arguments)
 
 
 def _settings(path: Path) -> dict[str, Any]:

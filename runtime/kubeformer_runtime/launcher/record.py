@@ -5,6 +5,7 @@ other forms: the termination message, which kubelet cuts at 4,096 bytes, and Pro
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,6 +58,11 @@ class Record:
             self._shown["failure"] = dict(failure)
 
     @property
+    def beats(self) -> dict[int, float]:
+        """When each rank of this attempt last spoke, on the monotonic clock."""
+        return dict(self._beats)
+
+    @property
     def phase(self) -> str:
         """The phase shown."""
         phase = self._own["phase"]
@@ -106,8 +112,20 @@ _GAUGES = (
 )
 
 
-def prometheus(progress: Mapping[str, Any]) -> str:
-    """Progress in Prometheus' text format, version 0.0.4."""
+_METRICS = (  # figures of training that have a name of their own; all are in kubeformer_worker_metric too
+    ("train/loss", "kubeformer_training_loss", "Loss of the last step that was reported."),
+    ("train/accuracy", "kubeformer_training_accuracy", "Accuracy on the training rows, as they were seen."),
+    ("validation/loss", "kubeformer_validation_loss", "Loss on the validation rows."),
+    ("validation/accuracy", "kubeformer_validation_accuracy", "Accuracy on the validation rows."),
+    ("train/gradientNorm", "kubeformer_training_gradient_norm", "Length of the last gradient, before it was clipped."),
+    ("train/mfu", "kubeformer_training_mfu_ratio", "The model's arithmetic, as a share of the machine's peak."),
+    ("train/dataWaitPercent", "kubeformer_training_data_wait_percent", "Share of steps spent waiting for rows."),
+)
+_PHASE_TIME = re.compile(r"train/(\w+)Milliseconds")  # of which checkpoint is the stall
+
+
+def prometheus(progress: Mapping[str, Any], ages: Mapping[int, float] | None = None) -> str:
+    """Progress in Prometheus' text format, version 0.0.4; `ages` are seconds since each rank of this worker spoke."""
     lines: list[str] = []
     for field, name, text in _GAUGES:
         if progress.get(field) is not None:
@@ -121,11 +139,25 @@ def prometheus(progress: Mapping[str, Any]) -> str:
     ]
     lines += [f'kubeformer_worker_phase{{phase="{p}"}} {int(p == progress.get("phase"))}' for p in constants.PHASES]
     metrics = progress.get("metrics") or {}
+    for name, series, text in _METRICS:
+        if name in metrics:
+            lines += [f"# HELP {series} {text}", f"# TYPE {series} gauge", f"{series} {_number(metrics[name])}"]
+    times = {found[1]: value for name, value in sorted(metrics.items()) if (found := _PHASE_TIME.fullmatch(name))}
+    lines += _series("kubeformer_training_step_milliseconds", "Time of a step by phase.", "phase", times)
+    spoken = {str(rank): f"{age:.3f}" for rank, age in sorted((ages or {}).items())}
+    lines += _series("kubeformer_worker_heartbeat_age_seconds", "Time since a rank last spoke.", "rank", spoken)
     if metrics:
         lines += ["# HELP kubeformer_worker_metric Last value of a training metric."]
         lines += ["# TYPE kubeformer_worker_metric gauge"]
         lines += [f'kubeformer_worker_metric{{name="{_label(k)}"}} {_number(v)}' for k, v in sorted(metrics.items())]
     return "\n".join(lines) + "\n"
+
+
+def _series(name: str, text: str, label: str, values: Mapping[str, object]) -> list[str]:
+    if not values:
+        return []
+    lines = [f'{name}{{{label}="{_label(key)}"}} {_number(value)}' for key, value in values.items()]
+    return [f"# HELP {name} {text}", f"# TYPE {name} gauge", *lines]
 
 
 def _label(value: str) -> str:

@@ -32,6 +32,7 @@ class Limits:
 
     max_restarts: int
     hang_timeout_seconds: float
+    may_be_silent: bool = False  # a custom command need not report; once it has, silence counts
 
 
 class Ears:
@@ -167,6 +168,7 @@ class Supervisor:
 
     def _show(self) -> None:
         self.board.progress = self.record.progress()
+        self.board.beats = self.record.beats
         self.board.tick = time.monotonic()
 
     def _hear(self, lines: list[bytes]) -> None:
@@ -251,6 +253,8 @@ class Supervisor:
 
     def _watch_for_hang(self, now: float) -> None:
         if not self._ranks.running or self._killing is not None:
+            return
+        if self._limits.may_be_silent and self.record.phase in ("Starting", "Preparing"):
             return
         silent = self.record.silent_seconds(now, self._began)
         if silent >= self._limits.hang_timeout_seconds:

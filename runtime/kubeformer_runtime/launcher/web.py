@@ -25,6 +25,7 @@ class Board:
 
     def __init__(self, progress: dict[str, Any]) -> None:
         self.progress = progress
+        self.beats: dict[int, float] = {}  # when each rank last spoke
         self.tick = time.monotonic()  # when the main loop last went round
 
 
@@ -68,7 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/progress":
             self._answer(200, json.dumps(board.progress), "application/json")
         elif self.path == "/metrics":
-            self._answer(200, prometheus(board.progress), "text/plain; version=0.0.4")
+            ages = {rank: time.monotonic() - heard for rank, heard in board.beats.items()}
+            self._answer(200, prometheus(board.progress, ages), "text/plain; version=0.0.4")
         elif self.path == "/health":
             well = time.monotonic() - board.tick < HEALTHY_SECONDS
             self._answer(200 if well else 503, "ok\n" if well else "the launcher's loop stands still\n", "text/plain")

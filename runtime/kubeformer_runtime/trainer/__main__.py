@@ -16,7 +16,9 @@ from kubeformer.contract.job import JobSettings
 from kubeformer.contract.names import ENV_SETTINGS, SETTINGS_PATH, ExitCode, Reason
 from kubeformer.contract.progress import Failure, Progress
 from kubeformer_runtime.heartbeat import Heartbeat
+from kubeformer_runtime.trainer.errors import InvalidJob
 from kubeformer_runtime.trainer.stop import StopWish
+from kubeformer_runtime.trainer.tracking import tracked
 
 
 def main() -> ExitCode:
@@ -32,7 +34,14 @@ def main() -> ExitCode:
         failure = Failure(reason=Reason.SETTINGS_INVALID, message=message)
         heartbeat.send(Progress(phase="Failed", failure=failure))
         return ExitCode.INVALID
-    heartbeat.send(Progress(phase="Preparing", rank=int(os.environ.get("RANK", "0"))))
+    rank = int(os.environ.get("RANK", "0"))
+    heartbeat.send(Progress(phase="Preparing", rank=rank))
+    try:
+        heartbeat = tracked(settings, heartbeat, rank)
+    except InvalidJob as error:
+        print(f"{error.reason}: {error}", file=sys.stderr, flush=True)
+        heartbeat.send(Progress(phase="Failed", rank=rank, failure=Failure(reason=error.reason, message=str(error))))
+        return ExitCode.INVALID
     # Torch takes seconds to import: after the settings are known to be good, and a first sign of life.
     from kubeformer_runtime.trainer.report import Clock
     from kubeformer_runtime.trainer.run import run

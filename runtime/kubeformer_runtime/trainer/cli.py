@@ -25,8 +25,10 @@ from kubeformer.contract import names
 from kubeformer.contract.job import Custom, JobSettings
 from kubeformer.contract.names import ExitCode
 from kubeformer_runtime.trainer.bar import Bar, Listener, above
+from kubeformer_runtime.trainer.errors import InvalidJob
 from kubeformer_runtime.trainer.plots import History
 from kubeformer_runtime.trainer.stop import StopWish
+from kubeformer_runtime.trainer.tracking import tracked
 
 TASKS = ("textClassification", "languageModel", "chat", "preference", "textToText", "recommendation")
 _FLAGS = {  # flags that stand for a field of the spec
@@ -216,7 +218,10 @@ def _train(settings: JobSettings) -> int:
         from kubeformer_runtime.trainer.run import run
 
         with above(bar):
-            code = run(settings, {}, listener, stop, Clock())
+            code = run(settings, {}, tracked(settings, listener, 0), stop, Clock())
+    except InvalidJob as error:
+        print(f"{error.reason}: {error}", file=sys.stderr)
+        return int(ExitCode.INVALID)
     finally:
         bar.close()
         signal.signal(signal.SIGINT, before)

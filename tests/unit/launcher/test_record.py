@@ -136,3 +136,27 @@ def test_prometheus_text_has_infinities_in_its_own_words() -> None:
     assert 'kubeformer_worker_metric{name="train/loss"} +Inf\n' in text
     assert 'kubeformer_worker_metric{name="a\\"b"} 0.5\n' in text
     assert "kubeformer_worker_step 3\n" in text
+
+
+def test_figures_of_training_have_names_of_their_own_in_prometheus_text() -> None:
+    metrics = {
+        "train/loss": 0.5,
+        "train/mfu": 0.4,
+        "train/gradientNorm": 1.5,
+        "train/dataWaitPercent": 0.2,
+        "train/computeMilliseconds": 12.0,
+        "train/checkpointMilliseconds": "NaN",
+    }
+    text = prometheus({"phase": "Training", "metrics": metrics, "restarts": 2}, {0: 0.25, 1: 3.0})
+    for line in (
+        "kubeformer_training_loss 0.5",
+        "kubeformer_training_mfu_ratio 0.4",
+        "kubeformer_training_gradient_norm 1.5",
+        "kubeformer_training_data_wait_percent 0.2",
+        'kubeformer_training_step_milliseconds{phase="compute"} 12.0',
+        'kubeformer_training_step_milliseconds{phase="checkpoint"} NaN',
+        'kubeformer_worker_heartbeat_age_seconds{rank="1"} 3.000',
+        'kubeformer_worker_metric{name="train/mfu"} 0.4',
+        "kubeformer_worker_restarts_total 2",
+    ):
+        assert f"{line}\n" in text
