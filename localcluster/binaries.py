@@ -151,6 +151,14 @@ PARTS: Mapping[str, Part] = {
             _helm_downloads,
         ),
         Part("kind", "sigs.k8s.io/kind", {"kind": "sigs.k8s.io/kind"}, {}, ("version",), _kind_downloads),
+        Part(  # an S3 server, for tests; always built: there is no need of a release
+            "versitygw",
+            "github.com/versity/versitygw",
+            {"versitygw": "github.com/versity/versitygw/cmd/versitygw"},
+            {"main.Version": "{version}"},
+            ("--version",),
+            lambda version, arch: (),
+        ),
     )
 }
 
@@ -278,13 +286,15 @@ def expected_digest(checksums: str, file: str) -> str:
 
 
 def from_release(part: Part, version: str, folder: Path, report: Report, read: Fetch = fetch) -> bool:
-    """Downloads the part's programs. False if the host does not answer; then nothing was written.
+    """Downloads the part's programs. False if none are published or the host does not answer; nothing was written.
 
     Raises:
         ClusterError: if a file is not the one that was published.
     """
-    host = OFFICIAL_HOSTS[part.name]
     downloads = part.downloads(version, architecture())
+    if not downloads:
+        return False
+    host = OFFICIAL_HOSTS[part.name]
     try:
         checksums = [read(host + download.checksum, PROBE_SECONDS).decode() for download in downloads]
         files = []

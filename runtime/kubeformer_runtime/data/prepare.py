@@ -22,6 +22,7 @@ from kubeformer_runtime.data import store
 from kubeformer_runtime.data.clean import CleanRows, clean_rows
 from kubeformer_runtime.data.deduplicate import find_duplicates
 from kubeformer_runtime.data.errors import DataError
+from kubeformer_runtime.data.fetch import fetch
 from kubeformer_runtime.data.prepared import Beat, DataReport, Prepared, SplitReport
 from kubeformer_runtime.data.read import find_files, read_rows
 from kubeformer_runtime.data.recipes import Encoded, Parts, Recipe, recipe_for
@@ -109,6 +110,7 @@ def _collect(settings: JobSettings, recipe: Recipe[Any], counts: _Counts, beat: 
 
 
 def _read(settings: JobSettings, recipe: Recipe[Any], location: Location, name: str, beat: Beat) -> CleanRows[Any]:
+    fetch(location, name, beat)
     files = find_files(location, name)
     beat()
     return clean_rows(
