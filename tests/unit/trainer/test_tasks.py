@@ -1,5 +1,7 @@
 """The gradient of a step is that of the mean over its global batch, however it is split over ranks and passes."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from kubeformer.contract.job import Training
 from kubeformer_runtime.data.recipes.language_model import LanguageModelSplit
 from kubeformer_runtime.data.recipes.text_classification import ClassificationSplit
 from kubeformer_runtime.trainer.flat import Flat
-from kubeformer_runtime.trainer.tasks import Network, Task, evaluation_shares, passes
+from kubeformer_runtime.trainer.tasks import Network, Ranks, Task, Totals, evaluation_shares, passes
 from kubeformer_runtime.trainer.tasks.language_model import LanguageModelTask
 from kubeformer_runtime.trainer.tasks.text_classification import TextClassificationTask
 from tests.unit.model.builders import classifier_config, llama_config, random_classifier, random_llama
@@ -32,7 +34,9 @@ def make(kind: str, batch_size: int) -> tuple[Task, Network]:
         )
         return TextClassificationTask(split, training, 16, pad_id=0), random_classifier(classifier_config(dropout=0.0))
     blocks = LanguageModelSplit(
-        draw.integers(0, 97, (ROWS, 13)).astype(np.int32), np.array([13] * (ROWS - 1) + [4], dtype=np.int64)
+        draw.integers(0, 97, (ROWS, 13)).astype(np.int32),
+        np.array([13] * (ROWS - 1) + [4], dtype=np.int64),
+        np.array([500]),
     )
     return LanguageModelTask(blocks, training), random_llama(llama_config(layers=1))
 
@@ -104,3 +108,9 @@ def test_perplexity_is_the_exponential_of_the_loss() -> None:
     task, _ = make("language model", batch_size=8)
     measures = task.measures(loss=20.0, correct=4.0, weight=10.0)
     assert measures == {"loss": 2.0, "perplexity": pytest.approx(7.389056), "accuracy": 0.4}
+
+
+def test_bits_a_byte_are_all_the_losses_bits_over_all_the_texts_bytes() -> None:
+    task, network = make("language model", batch_size=8)
+    totals, alone = Totals(loss=1000 * math.log(2), correct=0.0, weight=250.0), Ranks(0, 1, list, lambda: None)
+    assert task.extra(network, task.train, totals, alone) == {"bitsPerByte": pytest.approx(2.0)}  # 500 bytes

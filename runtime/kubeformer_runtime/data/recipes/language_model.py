@@ -21,6 +21,7 @@ class LanguageModelSplit:
 
     blocks_RS1: Int32  # S + 1 token ids a row; neighbouring rows share one token
     lengths_R: Int64  # valid tokens of each row, 2..S+1
+    text_bytes_1: Int64  # UTF-8 bytes of all texts, one number
 
     def __len__(self) -> int:
         return len(self.blocks_RS1)
@@ -111,10 +112,10 @@ def encode_language_model(
     stream_X, _ = flattened(
         [*before, *ids, *after] for chunk in chunks(rows, beat) for ids in tokenizer.encode([row.text for row in chunk])
     )
-    return pack(stream_X, sequence_length, tokenizer.pad_id)
+    return pack(stream_X, sequence_length, tokenizer.pad_id, sum(len(row.text.encode()) for row in rows))
 
 
-def pack(stream_X: Int32, sequence_length: int, pad_id: int) -> LanguageModelSplit:
+def pack(stream_X: Int32, sequence_length: int, pad_id: int, text_bytes: int = 0) -> LanguageModelSplit:
     """Cut a stream into blocks of S + 1 tokens, each beginning with the last token of the one before.
 
     So every token but the first is predicted exactly once. The last block is padded.
@@ -127,7 +128,7 @@ def pack(stream_X: Int32, sequence_length: int, pad_id: int) -> LanguageModelSpl
         part = stream_X[row * sequence_length : (row + 1) * sequence_length + 1]
         blocks_RS1[row, : len(part)] = part
         lengths_R[row] = len(part)
-    return LanguageModelSplit(blocks_RS1, lengths_R)
+    return LanguageModelSplit(blocks_RS1, lengths_R, np.asarray([text_bytes], dtype=np.int64))
 
 
 def language_model_batch(split: LanguageModelSplit, rows_B: Int64, weights_B: Float32) -> LanguageModelBatch:

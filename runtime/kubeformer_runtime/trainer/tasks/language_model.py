@@ -1,5 +1,8 @@
 """languageModel: cross-entropy of each next token over packed sequences, by a decoder."""
 
+import math
+from typing import Any
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -14,13 +17,14 @@ from kubeformer_runtime.data.recipes.language_model import (
 )
 from kubeformer_runtime.trainer import fused
 from kubeformer_runtime.trainer.networks import decoder
-from kubeformer_runtime.trainer.tasks.base import BaseTask, Network, Tally
+from kubeformer_runtime.trainer.tasks.base import BaseTask, Network, Ranks, Tally, Totals
 
 
 class LanguageModelTask(BaseTask):
     """See Task."""
 
     metrics = ("loss", "perplexity", "accuracy")
+    extra_metrics = ("bitsPerByte",)
 
     def __init__(self, train: LanguageModelSplit, training: Training) -> None:
         super().__init__(train, training)
@@ -46,6 +50,10 @@ class LanguageModelTask(BaseTask):
     def measures(self, loss: float, correct: float, weight: float) -> dict[str, float]:
         """Mean cross-entropy in nats, its exponential, and the share of next tokens that came out likeliest."""
         return next_token_measures(loss, correct, weight)
+
+    def extra(self, network: Any, split: LanguageModelSplit, totals: Totals, ranks: Ranks) -> dict[str, float]:
+        """Bits for each byte of the raw text, ends of texts paid for too: comparable over any two vocabularies."""
+        return {"bitsPerByte": totals.loss / math.log(2) / float(split.text_bytes_1[0])}
 
 
 def next_token_tally(network: Network, inputs_BS: Int32, targets_BS: Int64, documents_BS: Int32 | None = None) -> Tally:
