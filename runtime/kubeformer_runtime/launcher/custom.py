@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kubeformer_runtime.launcher import constants
+from kubeformer_runtime.launcher.copy import copy
 
 _WAIT_SECONDS = 0.2
 
@@ -38,7 +39,9 @@ def environment(settings: Mapping[str, Any], base: Mapping[str, str], folder: Pa
         "KUBEFORMER_CHECKPOINTS": settings["checkpoint"]["directory"],
         "KUBEFORMER_OUTPUT": output["location"]["path"],
         "PYTHONPATH": os.pathsep.join(
-            part for part in (str(folder / "packages"), str(folder / "code"), base.get("PYTHONPATH", "")) if part
+            part
+            for part in (*(str(folder / part) for part in ("packages", "code", "helpers")), base.get("PYTHONPATH", ""))
+            if part
         ),
     }
     return {**base, **{name: value for name, value in found.items() if value}}
@@ -49,6 +52,7 @@ def prepare(task: Mapping[str, Any], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # what an earlier start left half done
     code, git = folder / "code", task.get("git")
     folder.mkdir(parents=True)
+    copy(folder / "helpers")  # the command's Python need not be this one
     if git:
         _call(["git", "clone", "--quiet", "--", git["url"], str(code)])
         if git.get("revision"):
