@@ -69,9 +69,9 @@ def _train(bench: Bench, source: Path, seed: int) -> dict[str, float]:
         model=Model(architecture=Architecture(layers=2, width=64, heads=2, dropout=0.5)),
         data=Data(source=located(source)),
         training=Training(
-            epochs=40,
+            epochs=24,
             batch_size=64,
-            learning_rate=3e-3,
+            learning_rate=2e-3,
             weight_decay=0.0,
             objective_metric="validation/ndcg@10",
             objective_direction="Maximize",

@@ -88,7 +88,7 @@ class TextToTextTask(BaseTask):
     def extra(self, network: Seq2Seq, split: TextToTextSplit, totals: Totals, ranks: Ranks) -> dict[str, float]:
         """chrF and ROUGE-L of generated targets, both 0 to 100."""
         chosen = drawn(split)
-        sums, rouge, count = np.zeros(SUMS), 0.0, 0
+        sums, rouge, count = np.zeros(SUMS), 0.0, 0.0
         for share in in_order(len(chosen), WRITTEN_AT_ONCE * ranks.size, ranks.rank, ranks.size):
             rows_B = chosen[share.rows_B[share.weights_B > 0]]
             if len(rows_B):
@@ -98,7 +98,7 @@ class TextToTextTask(BaseTask):
                     sums += chrf_sums(ours, theirs)
                 rouge, count = rouge + rouge_l(written, wanted), count + len(rows_B)
             ranks.tick()
-        *all_sums, rouge, count = ranks.sum([*sums.tolist(), rouge, float(count)])
+        *all_sums, rouge, count = ranks.sum([*sums.tolist(), rouge, count])
         return {"chrf": chrf(all_sums), "rouge-l": rouge / count}
 
     def write(self, network: Seq2Seq, split: TextToTextSplit, rows_B: Int64) -> list[str]:
