@@ -65,7 +65,7 @@ class ResumeFrom(Model):
     )
 
     uri: StorageUri | None = None
-    """A checkpoint, or the directory of several, of which the newest counts, as in pvc://CLAIM/PATH."""
+    """A checkpoint, or the directory of several, of which the newest whole one counts, as in pvc://CLAIM/PATH."""
 
     training_job_ref: TrainingJobRef | None = None
     """A TrainingJob, whose last checkpoint counts."""

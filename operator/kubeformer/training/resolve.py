@@ -101,7 +101,8 @@ def resolve(seen: Observed) -> dict[str, Any]:
             resolved["baseDigest"] = base.digest
     resume = spec.checkpoint.resume_from
     if resume is not None:
-        resolved["resumeUri"] = resume.uri or checkpoint_of(seen.earlier)
+        newest = checkpoint_of(seen.earlier) or ""
+        resolved["resumeUri"] = resume.uri or newest.rpartition("/")[0] or None  # the folder: its newest whole one
     return {name: value for name, value in resolved.items() if value is not None}
 
 

@@ -197,4 +197,4 @@ def test_training_state_to_go_on_from_is_waited_for() -> None:
     w = world(earlier | {"status": {"checkpoint": {"uri": uri}}}, checkpoint=resume)
     w.settle(training.reconcile, KEY)
     assert JOB in w.objects
-    assert w.objects[KEY]["status"]["resolved"]["resumeUri"] == uri
+    assert w.objects[KEY]["status"]["resolved"]["resumeUri"] == "pvc://kubeformer/checkpoints/earlier-x"
