@@ -87,7 +87,7 @@ def attach(network: nn.Module, flat: Flat, precision: Precision, recompute: bool
 
         for layers in (module for module in network.modules() if isinstance(module, nn.ModuleList)):
             for layer in layers:
-                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def of(network: nn.Module) -> "FusedDecoder | None":

@@ -23,7 +23,7 @@ from kubeformer_runtime.trainer.precision import LossScale, Precision, autocast
 from kubeformer_runtime.trainer.report import LAST_EPOCHS, Clock, Reporter
 from kubeformer_runtime.trainer.schedule import count_steps, evaluation_due, learning_rate
 from kubeformer_runtime.trainer.state import State
-from kubeformer_runtime.trainer.strategies import Replicated, Strategy
+from kubeformer_runtime.trainer.strategies import make_strategy
 from kubeformer_runtime.trainer.tasks import Network, Ranks, Split, Task, Totals, evaluation_shares, passes
 from kubeformer_runtime.trainer.tensorfile import TensorFile
 from kubeformer_runtime.trainer.world import World
@@ -56,7 +56,7 @@ class Loop:
         self.task, self.network, self.validation, self.state = task, network, validation, state
         self.world, self.reporter, self.clock = around.world, around.reporter, around.clock
         self.stop_wished, self.around, self.rows_per_pass = around.stop_wished, around, around.rows_per_pass
-        self.strategy: Strategy = Replicated(network, self.world)
+        self.strategy = make_strategy(settings.workers.strategy, network, self.world)
         self.flat = self.strategy.flat
         attach(network, self.flat, around.precision, around.recompute)
         self.optimizer = make_optimizer(self.training, self.flat)
@@ -108,8 +108,10 @@ class Loop:
         watch.start()
         seed_step(self.training.seed, step, self.world.rank)
         weight, rate = self.task.weight(step), learning_rate(self.training, step, self.total_steps)
+        watch.lap("data")
         self.network.train()
         self.flat.clear()
+        watch.lap("optimizer")
         loss, correct, scale = 0.0, 0.0, self._scale()
         share = self.task.order.share(step, self.strategy.share_rank, self.strategy.share_size)
         pieces = list(passes(share, self.rows_per_pass))

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from kubeformer.contract.job import Training
+from kubeformer_runtime.kernels.training import AdamWStruct, load_training_kernels
 from kubeformer_runtime.trainer.flat import Flat
 
 BETAS = (0.9, 0.98)  # a shorter memory of squares than 0.999: steadier over a few thousand steps
 EPSILON = 1e-8
 MOMENTUM = 0.9
 PIECE_NUMBERS = 1 << 24
+WORTH_A_KERNEL = 1 << 20  # numbers; below, PyTorch's operators are as quick
 
 
 class Optimizer(Protocol):
@@ -38,12 +40,24 @@ class AdamW:
         self.flat, self.weight_decay = flat, weight_decay
         self.mean_N, self.square_N = torch.zeros_like(flat.value_N), torch.zeros_like(flat.value_N)
         self.state = {"mean": self.mean_N, "square": self.square_N}
+        on_cpu = flat.value_N.device.type == "cpu" and flat.value_N.dtype == torch.float32
+        self.kernels = load_training_kernels() if on_cpu and flat.value_N.numel() >= WORTH_A_KERNEL else None
 
     def step(self, number: int, learning_rate: float) -> None:
         """See Optimizer."""
         flat, (beta1, beta2) = self.flat, BETAS
         # Both moments began at zero; the corrections take that out.
         mean_correction, square_correction = 1 - beta1 ** (number + 1), 1 - beta2 ** (number + 1)
+        if self.kernels is not None:  # the same in one pass over memory
+            for part, decay in (
+                (slice(0, flat.decaying), learning_rate * self.weight_decay),
+                (slice(flat.decaying, None), 0.0),
+            ):
+                numbers = (1, 1 - decay, beta1, beta2, mean_correction, math.sqrt(square_correction))
+                step = AdamWStruct(*numbers, EPSILON, learning_rate)
+                vectors = (flat.value_N[part], flat.gradient_N[part], self.mean_N[part], self.square_N[part])
+                self.kernels.adamw(*vectors, None, step)
+            return
         flat.decaying_value_D.mul_(1 - learning_rate * self.weight_decay)
         # Piece by piece, so that `root` is never a fifth vector of the whole model's size.
         vectors = (flat.value_N, flat.gradient_N, self.mean_N, self.square_N)
@@ -56,10 +70,10 @@ class AdamW:
 
 
 class SGD:
-    """Stochastic gradient descent with momentum; weight decay is part of the gradient."""
+    """Stochastic gradient descent with momentum (0: plain descent); weight decay is part of the gradient."""
 
-    def __init__(self, flat: Flat, weight_decay: float) -> None:
-        self.flat, self.weight_decay = flat, weight_decay
+    def __init__(self, flat: Flat, weight_decay: float, momentum: float = MOMENTUM) -> None:
+        self.flat, self.weight_decay, self.momentum = flat, weight_decay, momentum
         self.velocity_N = torch.zeros_like(flat.value_N)
         self.state = {"velocity": self.velocity_N}
 
@@ -67,12 +81,16 @@ class SGD:
         """See Optimizer."""
         flat = self.flat
         flat.gradient_N[: flat.decaying].add_(flat.decaying_value_D, alpha=self.weight_decay)
-        self.velocity_N.mul_(MOMENTUM).add_(flat.gradient_N)
+        self.velocity_N.mul_(self.momentum).add_(flat.gradient_N)
         flat.value_N.add_(self.velocity_N, alpha=-learning_rate)
 
 
 def make_optimizer(training: Training, flat: Flat) -> Optimizer:
     """The optimiser that the settings name."""
+    if training.optimizer == "Muon":
+        from kubeformer_runtime.trainer.muon import Muon
+
+        return Muon(flat, training.weight_decay)
     kind = SGD if training.optimizer == "SGD" else AdamW
     return kind(flat, training.weight_decay)
 

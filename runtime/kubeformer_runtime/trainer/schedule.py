@@ -4,19 +4,20 @@ import math
 from typing import Literal
 
 from kubeformer.contract.job import Training
-from kubeformer_runtime.trainer.errors import InvalidJob
 
 
 def learning_rate(training: Training, step: int, total_steps: int) -> float:
     """The learning rate of step `step` (from 0).
 
     It rises linearly over the first `warmup_percent` of all steps, then falls to zero by the schedule's curve:
-    Cosine half a wave (https://arxiv.org/abs/1608.03983), Linear a straight line, Constant not at all.
+    Cosine half a wave (https://arxiv.org/abs/1608.03983), Linear a straight line, Constant not at all,
+    WarmupStableDecay not before the last `decay_percent` of all steps, over which it falls in a straight line
+    (https://arxiv.org/abs/2405.18392).
     """
     warmup_steps = warmup(total_steps, training.warmup_percent)
-    if training.schedule == "WarmupStableDecay":
-        raise InvalidJob("spec.training.schedule.type is WarmupStableDecay, which this trainer does not know")
-    return training.learning_rate * factor(training.schedule, step, total_steps, warmup_steps)
+    return training.learning_rate * factor(
+        training.schedule, step, total_steps, warmup_steps, warmup(total_steps, training.decay_percent)
+    )
 
 
 def warmup(total_steps: int, percent: int) -> int:
@@ -24,10 +25,18 @@ def warmup(total_steps: int, percent: int) -> int:
     return math.ceil(total_steps * percent / 100)
 
 
-def factor(kind: Literal["Cosine", "Linear", "Constant"], step: int, total_steps: int, warmup_steps: int) -> float:
+def factor(
+    kind: Literal["Cosine", "Linear", "Constant", "WarmupStableDecay"],
+    step: int,
+    total_steps: int,
+    warmup_steps: int,
+    decay_steps: int = 0,
+) -> float:
     """Share of the full learning rate at `step`: above 0 at every step that is taken, and at most 1."""
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
+    if kind == "WarmupStableDecay":
+        return min(1.0, (total_steps - step) / (min(decay_steps, total_steps - warmup_steps) + 1))
     done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     if kind == "Cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
