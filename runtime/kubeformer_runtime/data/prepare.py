@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kubeformer.contract.base import Location
-from kubeformer.contract.job import JobSettings
+from kubeformer.contract.job import Format, JobSettings
 from kubeformer.contract.names import Reason
 from kubeformer_runtime.data import store
 from kubeformer_runtime.data.clean import CleanRows, clean_rows
@@ -90,16 +90,17 @@ def _collect(settings: JobSettings, recipe: Recipe[Any], counts: _Counts, beat: 
     if not data.all_sources:
         raise DataError(Reason.SETTINGS_INVALID, "spec.data.uri is left out: name the rows")
 
-    def read(location: Location | None, name: str) -> list[Any] | None:
+    def read(location: Location | None, name: str, format: Format = "Auto") -> list[Any] | None:
         if location is None:
             return None
-        found = _read(settings, recipe, location, name, beat)
+        found = _read(settings, recipe, location, name, format, beat)
         counts.read, counts.bad = counts.read + found.read, counts.bad + found.bad
         return found.rows
 
     source: list[Any] = []
     for number, place in enumerate(data.all_sources):
-        source += read(place.location, "data" if data.source is not None else f"data.sources[{number}]") or []
+        name = "data" if data.source is not None else f"data.sources[{number}]"
+        source += read(place.location, name, place.format) or []
     validation, test = read(data.validation, "data.validation"), read(data.test, "data.test")
     kept = _deduplicated(source, [*(validation or []), *(test or [])], recipe, counts, settings, beat)
     for name, left in (("data", kept), ("data.validation", validation), ("data.test", test)):
@@ -109,12 +110,14 @@ def _collect(settings: JobSettings, recipe: Recipe[Any], counts: _Counts, beat: 
     return parts if test is None else Parts(parts.train, parts.validation, test)
 
 
-def _read(settings: JobSettings, recipe: Recipe[Any], location: Location, name: str, beat: Beat) -> CleanRows[Any]:
+def _read(
+    settings: JobSettings, recipe: Recipe[Any], location: Location, name: str, format: Format, beat: Beat
+) -> CleanRows[Any]:
     fetch(location, name, beat)
-    files = find_files(location, name)
+    files = find_files(location, name, format)
     beat()
     return clean_rows(
-        read_rows(files, next(iter(recipe.fields))),
+        read_rows(files, next(iter(recipe.fields)), format),
         recipe.example,
         settings.data.prepare,
         source=name,

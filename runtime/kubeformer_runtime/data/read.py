@@ -1,4 +1,5 @@
-"""Files to rows. JSON Lines, CSV, TSV and plain text, by suffix, each also compressed with gzip (.gz).
+"""Files to rows. JSON Lines, CSV, TSV and plain text, each also compressed with gzip (.gz) or Zstandard (.zst), and
+Parquet: by suffix, or all in the format that a source names.
 
 A row is a mapping of field to value with the place it came from; what cannot be read as a row is a BadRow.
 Plain text has one field, the text field, and one row a paragraph (paragraphs are parted by blank lines).
@@ -14,10 +15,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, TypeAlias, cast
 
 from kubeformer.contract import names
 from kubeformer.contract.base import Location
+from kubeformer.contract.job import Format
 from kubeformer.contract.names import Reason
 from kubeformer_runtime.data.errors import DataError
 
@@ -26,7 +28,14 @@ Value: TypeAlias = object
 _JSON = frozenset({".jsonl", ".ndjson", ".json"})
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _TEXTS = frozenset({".txt", ".text", ".md"})
-_SUFFIXES = "*.jsonl, *.ndjson, *.json (one object a line), *.csv, *.tsv, *.txt, *.text, *.md, each also with .gz"
+_PARQUET = frozenset({".parquet"})
+_SUFFIXES = (
+    "*.jsonl, *.ndjson, *.json (one object a line), *.csv, *.tsv, *.txt, *.text, *.md, each also with .gz or .zst, and "
+    "*.parquet"
+)
+_COMPRESSED = frozenset({".gz", ".zst"})
+_SUFFIX_OF: Mapping[Format, str] = {"JSONLines": ".jsonl", "CSV": ".csv", "Parquet": ".parquet", "Text": ".txt"}
+_BATCH_ROWS = 1024
 csv.field_size_limit(1 << 30)
 
 
@@ -66,12 +75,15 @@ def shown(path: Path) -> str:
     return text
 
 
-def find_files(location: Location, field: str) -> list[Path]:
-    """The files of a location, sorted. `field` is its name in the spec, for messages. Raises DataError."""
+def find_files(location: Location, field: str, format: Format = "Auto") -> list[Path]:
+    """The files of a location, sorted. `field` is its name in the spec, for messages. Raises DataError.
+
+    With a format named, files may have any suffix.
+    """
     path = Path(location.path)
     if path.is_dir():
         found = [p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-        files = sorted(p for p in found if p.is_file() and _suffix(p)[0])
+        files = sorted(p for p in found if p.is_file() and (_suffix(p)[0] or format != "Auto"))
         if not files:
             raise DataError(
                 Reason.DATA_NOT_FOUND, f"{field}: {location.uri} is a directory without data files ({_SUFFIXES})"
@@ -87,7 +99,7 @@ def find_files(location: Location, field: str) -> list[Path]:
             f"{field}: no file at {location.uri}; {_nearby(path)}. Upload it, or correct {field}.uri",
         )
     for file in files:
-        if not _suffix(file)[0]:
+        if not _suffix(file)[0] and format == "Auto":
             raise DataError(Reason.DATA_INVALID, f"{field}: {shown(file)} is none of {_SUFFIXES}; rename or convert it")
     return files
 
@@ -105,19 +117,23 @@ def _nearby(path: Path) -> str:
     return f"{shown(parent)} has " + ", ".join(names_there[:8]) + (", ..." if len(names_there) > 8 else "")
 
 
-def _suffix(path: Path) -> tuple[str, bool]:
-    """The suffix that says the format (empty: none we know), and whether the file is compressed."""
+def _suffix(path: Path) -> tuple[str, str]:
+    """The suffix that says the format (empty: none we know), and that of the compression (empty: none)."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    compressed = suffixes[-1:] == [".gz"]
+    compressed = suffixes[-1] if suffixes and suffixes[-1] in _COMPRESSED else ""
     suffix = (suffixes[:-1] if compressed else suffixes)[-1:]
-    known = suffix and (suffix[0] in _JSON or suffix[0] in _TABLES or suffix[0] in _TEXTS)
+    known = suffix and (suffix[0] in _JSON or suffix[0] in _TABLES or suffix[0] in _TEXTS | _PARQUET)
     return (suffix[0] if known else ""), compressed
 
 
-def read_rows(files: list[Path], text_field: str) -> Iterator[RawRow | BadRow]:
+def read_rows(files: list[Path], text_field: str, format: Format = "Auto") -> Iterator[RawRow | BadRow]:
     """All rows of all files, in order. Raises DataError where a file cannot be read at all."""
     for path in files:
-        suffix, _ = _suffix(path)
+        found = _suffix(path)[0]
+        suffix = found if format == "Auto" or (format == "CSV" and found == ".tsv") else _SUFFIX_OF[format]
+        if suffix in _PARQUET:
+            yield from _parquet(path)
+            continue
         with _opened(path) as stream:
             if suffix in _JSON:
                 yield from _json_lines(stream, shown(path))
@@ -131,11 +147,53 @@ def read_rows(files: list[Path], text_field: str) -> Iterator[RawRow | BadRow]:
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         with path.open("rb") as file:
-            yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if _suffix(path)[1] else file
+            compression = _suffix(path)[1]
+            if compression == ".zst":
+                import pyarrow
+
+                with pyarrow.CompressedInputStream(file, "zstd") as stream:
+                    yield cast(BinaryIO, io.BufferedReader(_Readable(stream)))
+            else:
+                yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compression == ".gz" else file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(Reason.DATA_INVALID, f"{shown(path)} is not a whole gzip file: {error}") from error
     except OSError as error:
+        if error.errno is None and path.suffix.lower() == ".zst":
+            raise DataError(Reason.DATA_INVALID, f"{shown(path)} is not a whole zst file: {error}") from error
         raise DataError(Reason.DATA_NOT_FOUND, f"{shown(path)} cannot be read: {error.strerror or error}") from error
+
+
+class _Readable(io.RawIOBase):
+    """pyarrow's stream, as Python's readers want it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content: bytes = self._stream.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def _parquet(path: Path) -> Iterator[RawRow | BadRow]:
+    """Rows of a Parquet file, a few at a time; a place's line is the row's number from 1."""
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield RawRow(Place(shown(path), number), fields)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            Reason.DATA_INVALID, f"{shown(path)} cannot be read as Parquet after row {number}: {error}"
+        ) from error
 
 
 def _json_lines(stream: BinaryIO, file: str) -> Iterator[RawRow | BadRow]:

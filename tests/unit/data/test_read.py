@@ -86,10 +86,17 @@ def test_a_missing_file_names_its_uri_and_what_is_there(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind_is_refused_with_the_kinds_there_are(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").touch()
+    (tmp_path / "a.pdf").touch()
     with pytest.raises(DataError, match="is none of") as error:
-        find_files(location(tmp_path / "a.parquet"), "data")
+        find_files(location(tmp_path / "a.pdf"), "data")
     assert error.value.reason == Reason.DATA_INVALID
+
+
+def test_a_format_that_is_named_needs_no_suffix(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_text("text\none\n")
+    assert find_files(location(tmp_path / "rows"), "data", "CSV") == [tmp_path / "rows"]
+    rows = [row.fields for row in read_rows([tmp_path / "rows"], "text", "CSV") if isinstance(row, RawRow)]
+    assert rows == [{"text": "one"}]
 
 
 def test_half_a_gzip_file_is_refused(tmp_path: Path) -> None:
