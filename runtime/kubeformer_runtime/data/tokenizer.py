@@ -123,6 +123,9 @@ class TextTokenizer:
             raise DataError(Reason.MODEL_INVALID, f"the model's {_TOKENIZER} cannot be read: {error}") from error
         special = {**_json(files, "special_tokens_map.json"), **_json(files, _CONFIG)}
         bos, eos, pad = (_token_id(tokenizer, special.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
+        # BERT's frame has other names: [CLS] text [SEP].
+        bos = bos if bos is not None else _token_id(tokenizer, special.get("cls_token"))
+        eos = eos if eos is not None else _token_id(tokenizer, special.get("sep_token"))
         pad = pad if pad is not None else eos if eos is not None else 0
         return cls(tokenizer, pad_id=pad, bos_id=bos, eos_id=eos, files=files)
 

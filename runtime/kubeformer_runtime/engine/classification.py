@@ -1,18 +1,23 @@
-"""ClassificationEngine: our classifier behind a PoolingEngine (pooling.py): token ids in, probabilities out."""
+"""ClassificationEngine: a trained classifier behind a PoolingEngine (pooling.py): token ids in, probabilities out."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 
 from kubeformer_runtime.engine.pooling import PoolingEngine, PoolingInput
 from kubeformer_runtime.model.classifier import Classifier
+from kubeformer_runtime.model.decoder_classifier import DecoderClassifier
+from kubeformer_runtime.model.modern_bert import ModernBert
+
+AnyClassifier: TypeAlias = ModernBert | DecoderClassifier | Classifier
 
 
 class ClassificationEngine:
     """Start it inside a running event loop; `close` ends the thread."""
 
     def __init__(
-        self, model: Classifier, *, max_length: int | None = None, max_rows: int = 64, max_tokens: int = 8192
+        self, model: AnyClassifier, *, max_length: int | None = None, max_rows: int = 64, max_tokens: int = 8192
     ) -> None:
         """Texts are cut to `max_length` tokens, which is at most the model's own. Batches: see PoolingEngine."""
         self.model = model.eval()
@@ -53,7 +58,7 @@ class ClassificationEngine:
 
 
 @torch.inference_mode()
-def probabilities(model: Classifier, texts: Sequence[Sequence[int]], device: torch.device) -> list[list[float]]:
+def probabilities(model: AnyClassifier, texts: Sequence[Sequence[int]], device: torch.device) -> list[list[float]]:
     """One row of probabilities a text, from one padded batch."""
     longest = max(1, *(len(tokens) for tokens in texts))
     padding = model.config.pad_token_id

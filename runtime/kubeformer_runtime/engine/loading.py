@@ -16,7 +16,7 @@ from kubeformer.contract.base import Location
 from kubeformer.contract.names import MODEL_CARD, Reason
 from kubeformer.contract.server import Adapter, ServerSettings
 from kubeformer_runtime.data.clean import Normalize, clean_text
-from kubeformer_runtime.engine.classification import probabilities
+from kubeformer_runtime.engine.classification import AnyClassifier, probabilities
 from kubeformer_runtime.engine.core import EngineCore, Request
 from kubeformer_runtime.engine.encoder_model import EncoderModel, load_encoder, refuse_what_writers_alone_do
 from kubeformer_runtime.engine.resources import available_cpus, choose_dtype, choose_num_blocks, kv_cache_budget
@@ -25,7 +25,6 @@ from kubeformer_runtime.engine.sampling_params import ParameterError, SamplingPa
 from kubeformer_runtime.engine.scheduler import SchedulerConfig
 from kubeformer_runtime.engine.tokenizer import EngineTokenizer
 from kubeformer_runtime.kernels.binding import BLOCK_SIZE
-from kubeformer_runtime.model.classifier import Classifier
 from kubeformer_runtime.model.config import GENERATION_FILE, LlamaConfig, read_config, read_json
 from kubeformer_runtime.model.digest import digest
 from kubeformer_runtime.model.encoder_config import is_encoder
@@ -51,7 +50,7 @@ class LanguageModel:
 class ClassifierModel:
     """A classifier, warm."""
 
-    model: Classifier
+    model: AnyClassifier
     tokenizer: EngineTokenizer
     normalize: Normalize  # how texts were cleaned before training, and so have to be before answering
     max_model_len: int
@@ -244,7 +243,7 @@ def _classifier(
 ) -> ClassifierModel:
     refuse_what_writers_alone_do(settings, "a classifier")
     model = loaded.module()
-    if not isinstance(model, Classifier):
+    if not isinstance(model, AnyClassifier):
         raise TypeError("a classifier was expected")
     parameter = next(model.parameters())
     most = model.config.max_length

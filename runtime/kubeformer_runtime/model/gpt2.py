@@ -61,11 +61,7 @@ def _split(full: str, tensor: Tensor, layer: str, parts: tuple[str, ...], kind: 
 
 def to_gpt2(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
     """The way back; every weight of the model has to be there (the head where it is not the embedding)."""
-    found = {
-        name if name in HEADS else PREFIX + name: weights[ours]
-        for name, ours in WHOLE.items()
-        if ours in weights
-    }
+    found = {name if name in HEADS else PREFIX + name: weights[ours] for name, ours in WHOLE.items() if ours in weights}
     for layer in range(layers):
         for name, parts in PARTS.items():
             for kind in ("weight", "bias"):

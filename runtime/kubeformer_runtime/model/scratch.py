@@ -5,6 +5,7 @@ The activation picks the generation of Transformer, and with it the layout that 
     task                 SwiGLU                             ReLU, GELU
     decoder              Llama (LlamaForCausalLM)           GPT-2 (GPT2LMHeadModel)
     encoder-decoder      refused                            2017 (MarianMTModel)
+    classifier           ModernBERT, its gate by the activation (ModernBertForSequenceClassification)
 
 Llama's generation has rotary positions, RMSNorm and a gated MLP without biases; the older one has learned
 positions, LayerNorm and the mission's MLP, W2 · activation(W1 · x + b1) + b2. Pure.
@@ -15,8 +16,10 @@ from dataclasses import dataclass, replace
 from kubeformer_runtime.model.config import Activation
 from kubeformer_runtime.model.decoder_config import DecoderActivation, LlamaConfig
 from kubeformer_runtime.model.errors import ModelError
+from kubeformer_runtime.model.modern_bert_config import GateActivation, ModernBertConfig
 from kubeformer_runtime.model.seq2seq_config import Seq2SeqConfig
 
+GATE: dict[Activation, GateActivation] = {"ReLU": "ReLU", "GELU": "GELU", "SwiGLU": "SiLU"}
 GPT2_ACTIVATION: dict[Activation, DecoderActivation] = {"ReLU": "ReLU", "GELU": "GELUTanh"}
 
 
@@ -135,6 +138,41 @@ def encoder_decoder(
         layout="pegasus" if norm_first else "marian",
         dropout=dropout,
         suppressed=tuple(dict.fromkeys(token for token in (pad_token_id, start) if token != eos_token_id)),
+    )
+    config.check()
+    return config
+
+
+def classifier(
+    shape: Shape,
+    *,
+    vocabulary_size: int,
+    max_length: int,
+    labels: tuple[str, ...],
+    bos_token_id: int | None,
+    eos_token_id: int | None,
+    pad_token_id: int,
+    dropout: float = 0.1,
+) -> ModernBertConfig:
+    """A text classifier: an encoder with rotary positions and a gated MLP, and the mean over a text's tokens.
+
+    Raises:
+        ModelError: the numbers do not fit together.
+    """
+    shape.refuse_shared_heads("ModernBERT's layout")
+    config = ModernBertConfig(
+        vocabulary_size=vocabulary_size,
+        width=shape.width,
+        layers=shape.layers,
+        heads=shape.heads,
+        mlp_width=shape.inner_width,
+        max_length=max_length,
+        labels=labels,
+        activation=GATE[shape.activation],
+        dropout=dropout,
+        pad_token_id=pad_token_id,
+        bos_token_id=bos_token_id,
+        eos_token_id=eos_token_id,
     )
     config.check()
     return config

@@ -330,5 +330,13 @@ def from_file(config: Seq2SeqConfig, weights: Mapping[str, Tensor]) -> dict[str,
     return kept
 
 
+def to_file(config: Seq2SeqConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The way back; Pegasus wants the table of positions in the file, too."""
+    if config.layout == "marian":
+        return tensors
+    table_TD = sinusoidal_positions(config.max_length, config.width)
+    return tensors | {f"model.{half}.embed_positions.weight": table_TD.clone() for half in ("encoder", "decoder")}
+
+
 # Other names of the one embedding, in files that write it more than once.
 COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")

@@ -116,6 +116,8 @@ def _to_file(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tenso
     decoder = config.decoder if isinstance(config, DecoderClassifierConfig) else config
     if isinstance(decoder, LlamaConfig) and decoder.family == "gpt2":
         return to_gpt2(tensors, decoder.layers)
+    if isinstance(config, Seq2SeqConfig):
+        return seq2seq.to_file(config, tensors)
     if isinstance(config, EncoderConfig):
         return {theirs: tensors[ours] for ours, theirs in bert.names_in_file(config).items()}
     return tensors

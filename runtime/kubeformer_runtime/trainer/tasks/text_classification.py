@@ -14,13 +14,22 @@ from kubeformer_runtime.data.recipes.text_classification import (
     classification_batch,
     label_names,
 )
-from kubeformer_runtime.model.classifier import Classifier
-from kubeformer_runtime.model.config import ClassifierConfig
+from kubeformer_runtime.model import bert, decoder_classifier, scratch
+from kubeformer_runtime.model.config import (
+    ClassifierConfig,
+    DecoderClassifierConfig,
+    EncoderConfig,
+    LlamaConfig,
+    ModernBertConfig,
+    Seq2SeqConfig,
+)
 from kubeformer_runtime.model.errors import ModelError
 from kubeformer_runtime.model.weights import LoadedModel, empty
 from kubeformer_runtime.trainer.errors import InvalidJob
-from kubeformer_runtime.trainer.networks import base_model, from_scratch
+from kubeformer_runtime.trainer.networks import base_model, from_scratch, shape_of
 from kubeformer_runtime.trainer.tasks.base import BaseTask, Network, Tally
+
+DROPOUT = 0.1  # of a pretrained body while it is trained on, as in BERT's own fine-tuning
 
 
 class TextClassificationTask(BaseTask):
@@ -70,38 +79,58 @@ def make_network(settings: JobSettings, prepared: Prepared) -> Network:
     assert isinstance(task, TextClassification)
     if settings.model.base is not None:
         loaded = base_model(settings, prepared)
-        return _on_from(settings.model.base.uri, loaded, task.max_length, labels)
+        return _on_from(settings, loaded, task.max_length, labels, tokenizer.pad_id)
     architecture = from_scratch(settings)
-    config = ClassifierConfig(
-        vocabulary_size=tokenizer.vocabulary_size,
-        width=architecture.width,
-        layers=architecture.layers,
-        heads=architecture.heads,
-        key_value_heads=architecture.key_value_heads or architecture.heads,
-        mlp_width=architecture.mlp_width or 4 * architecture.width,
-        max_length=task.max_length,
-        labels=labels,
-        activation=architecture.activation,
-        dropout=architecture.dropout,
-        pad_token_id=tokenizer.pad_id,
-    )
     try:
-        return empty(config, architecture.dropout)
+        config = scratch.classifier(
+            shape_of(architecture),
+            vocabulary_size=tokenizer.vocabulary_size,
+            max_length=task.max_length,
+            labels=labels,
+            bos_token_id=tokenizer.bos_id,
+            eos_token_id=tokenizer.eos_id,
+            pad_token_id=tokenizer.pad_id,
+            dropout=architecture.dropout,
+        )
+        return empty(config)
     except ModelError as error:
         raise InvalidJob(f"spec.model.architecture: {error}") from None
 
 
-def _on_from(uri: str, loaded: LoadedModel, max_length: int, labels: tuple[str, ...]) -> Network:
-    """The encoder goes on as it is; other labels than the base's get a new head."""
-    config = loaded.config
-    if not isinstance(config, ClassifierConfig):
-        raise ModelError(f"{uri} is a language model; a textClassification goes on from a classifier")
-    if config.positions == "Learned" and max_length > config.max_length:
-        raise InvalidJob(
-            f"spec.task.textClassification.maxLength is {max_length}, but {uri} knows {config.max_length} positions"
+def _on_from(
+    settings: JobSettings, loaded: LoadedModel, max_length: int, labels: tuple[str, ...], pad_id: int
+) -> Network:
+    """The body goes on as it is, an encoder's or a language model's; other labels than the base's get a new head."""
+    base, config, weights = settings.model.base, loaded.config, loaded.weights
+    assert base is not None
+    grows = isinstance(config, ModernBertConfig) or (
+        isinstance(config, ClassifierConfig) and config.positions == "Rotary"
+    )
+    if isinstance(config, Seq2SeqConfig):
+        raise ModelError(
+            f"{base.uri} is an encoder-decoder; a textClassification goes on from a classifier, an "
+            "encoder or a language model"
         )
-    length = config.max_length if config.positions == "Learned" else max_length
-    network = Classifier(replace(config, labels=labels, max_length=length))
-    kept = {name: value for name, value in loaded.weights.items() if labels == config.labels or name[:5] != "head."}
-    network.load_state_dict(kept, strict=False)
-    return network
+    if not grows and max_length > config.max_length:
+        raise InvalidJob(
+            f"spec.task.textClassification.maxLength is {max_length}, but {base.uri} knows {config.max_length} "
+            "positions"
+        )
+    dropout = DROPOUT
+    match config:
+        case EncoderConfig():
+            return bert.with_head(config, weights, labels, dropout)
+        case LlamaConfig():
+            return decoder_classifier.with_head(config, weights, labels, pad_id, dropout)
+        case DecoderClassifierConfig():
+            if config.labels == labels:
+                return loaded.module(dropout)
+            return decoder_classifier.with_head(config.decoder, weights, labels, pad_id, dropout)
+        case ModernBertConfig() | ClassifierConfig():
+            network = empty(replace(config, labels=labels, max_length=max_length if grows else config.max_length))
+            heads = ("head.",) if isinstance(config, ClassifierConfig) else ("classifier.",)
+            kept = {
+                name: value for name, value in weights.items() if labels == config.labels or not name.startswith(heads)
+            }
+            network.load_state_dict(kept, strict=False)
+            return network
