@@ -4,12 +4,12 @@
                             optimizer.safetensors   its moments: optimizer.mean.NAME ... for each weight
                             best.safetensors        of the best evaluation, as best.NAME, where they are other ones
                             state.json              counters, metrics, what this may be continued with
-                            digests.json            SHA-256 of each of the above
+                            digests.json            a digest (sums.py) of each of the above
 
 Where ranks hold parts of tensors (FSDP, tensor parallel), each writes its own files (model-00001-of-00004.safetensors
 ...) in the format of PyTorch DCP (tensorfile.py); any strategy on any number of ranks goes on from either. No pickle
 anywhere. A checkpoint is filled under a name that nobody looks for, flushed and renamed; when it is read, each file's
-digest is checked, and one that is torn or altered is passed over for the one before. saving.py writes in the background.
+digest is checked, and one that is torn or altered is passed over for the one before. saving.py: in the background.
 """
 
 import json
@@ -25,8 +25,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kubeformer_runtime.durable import sync_directory, sync_file
-from kubeformer_runtime.model.digest import digest_of_files, file_digest
+from kubeformer_runtime.model.digest import digest_of_files
 from kubeformer_runtime.trainer.state import State
+from kubeformer_runtime.trainer.sums import file_sums
 from kubeformer_runtime.trainer.tensorfile import Block, TensorFile, read
 from kubeformer_runtime.trainer.writing import Disk, Live, Room, write
 
@@ -102,7 +103,7 @@ def commit(folder: Path, step: int, state: str, digests: Mapping[str, str], keep
     """Gives a filled directory its name, when all in it is on storage; removes all but the last `keep` up to it."""
     directory, path = folder.parent, path_of(folder.parent, step)
     (folder / STATE).write_text(state, "utf-8")
-    digests = {**digests, STATE: file_digest(folder / STATE)}
+    digests = {**digests, STATE: file_sums(folder / STATE)}
     (folder / DIGESTS).write_text(json.dumps(digests, indent=1), "utf-8")
     for name in (STATE, DIGESTS):
         sync_file(folder / name)
@@ -162,8 +163,8 @@ def verify(path: Path) -> Written:
         if foreign := {file.name for file in path.iterdir() if file.suffix == SUFFIX} - digests.keys():
             raise Damaged(f"{path} holds {min(foreign)}, which was not written with it")
         for name, expected in digests.items():
-            if (found := file_digest(path / name)) != expected:
-                raise Damaged(f"{path / name} has digest {found[:12]}, not {expected[:12]} as when it was written")
+            if (found := file_sums(path / name)) != expected:
+                raise Damaged(f"{path / name} has digest {found[:17]}, not {str(expected)[:17]} as when it was written")
         step = State.model_validate_json((path / STATE).read_text("utf-8")).step
         if step != step_of(path):
             raise Damaged(f"{path} holds the state after step {step}")

@@ -30,6 +30,7 @@ class Cost:
     """What checkpoints cost training, measured as it goes."""
 
     stall: float = 0.0  # seconds the last one kept the loop waiting
+    copied: int = 0  # bytes that had to be copied meanwhile
     duration: float = 0.0  # seconds from its begin until it was on storage
     busy_seconds: float = 0.0  # of steps while one was written
     busy_steps: int = 0
@@ -95,7 +96,7 @@ class Keeper:
         """Right before the optimiser changes weights and moments."""
         if self.saver.busy:
             started = time.monotonic()
-            self.saver.before_change()
+            self.cost.copied += self.saver.before_change()
             self.cost.stall += time.monotonic() - started
 
     def stepped(self, seconds: float) -> None:
@@ -114,7 +115,7 @@ class Keeper:
         started = time.monotonic()
         self._began = self.clock.monotonic()
         self.saver.begin(state, files())
-        self.cost.stall = time.monotonic() - started
+        self.cost.stall, self.cost.copied = time.monotonic() - started, 0
 
     def save(self, state: State, files: Callable[[], Sequence[TensorFile]]) -> None:
         """Writes the state, again and again where it fails; every rank returns when it is on storage.

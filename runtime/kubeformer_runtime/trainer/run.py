@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from kubeformer.contract.job import JobSettings
-from kubeformer.contract.names import ENV_ATTEMPT, ExitCode, Reason
+from kubeformer.contract.names import ENV_ATTEMPT, ExitCode
 from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.data.prepare import prepare
 from kubeformer_runtime.data.prepared import Prepared
@@ -18,7 +18,6 @@ from kubeformer_runtime.heartbeat import Heartbeat
 from kubeformer_runtime.kernels.training import load_training_kernels
 from kubeformer_runtime.model.config import LlamaConfig
 from kubeformer_runtime.model.errors import ModelError
-from kubeformer_runtime.trainer import checkpoint
 from kubeformer_runtime.trainer.budget import fits, rows_per_pass
 from kubeformer_runtime.trainer.errors import InvalidJob, Stopped
 from kubeformer_runtime.trainer.fused import can_fuse
@@ -29,6 +28,7 @@ from kubeformer_runtime.trainer.networks import make_network, model_digest
 from kubeformer_runtime.trainer.precision import LARGE, choose_precision
 from kubeformer_runtime.trainer.publish import publish, read_note, write_note
 from kubeformer_runtime.trainer.report import Clock, Reporter
+from kubeformer_runtime.trainer.resuming import resume
 from kubeformer_runtime.trainer.schedule import count_steps
 from kubeformer_runtime.trainer.state import Fingerprint, State
 from kubeformer_runtime.trainer.stop import StopWish
@@ -120,7 +120,7 @@ def _train(settings: JobSettings, place: Place, reporter: Reporter, stop: StopWi
         worldSize=world.size,
     )
     _log_start(reporter, prepared, parameters, loop, world)
-    _resume(loop, Path(settings.checkpoint.directory), fingerprint)
+    resume(loop, settings, fingerprint)
     try:
         loop.run()
         _finish(settings, prepared, loop)
@@ -160,34 +160,6 @@ def _operations_per_token(network: Network, parameters: int, length: int) -> flo
         return 0.0
     table = 0 if config.tied_embeddings else config.vocabulary_size * config.width
     return operations_per_token(parameters - table, config.layers, config.heads * config.head_width, length)
-
-
-def _resume(loop: Loop, directory: Path, fingerprint: Fingerprint) -> None:
-    """Goes on from the newest whole checkpoint; rank 0 chooses, so that all ranks take the same."""
-    step = -1
-    if loop.world.first:
-        checkpoint.clear(directory)
-        written, complaints = checkpoint.newest(directory)
-        for complaint in complaints:
-            loop.reporter.log(f"passed over a damaged checkpoint: {complaint}")
-        step = written.step if written else -1
-    step = int(loop.world.sum([step if loop.world.first else 0])[0])
-    if step < 0:
-        # Ranks draw the same first weights from the same seed; the broadcast makes sure of it on mixed machines.
-        loop.world.broadcast(loop.flat.value_N)
-        return
-    snapshot = checkpoint.load(checkpoint.path_of(directory, step))
-    if snapshot.state.fingerprint != fingerprint:
-        raise InvalidJob(
-            f"the checkpoint at step {step} in {directory} belongs to a run over other data or settings "
-            f"({snapshot.state.fingerprint} instead of {fingerprint}); give this job a checkpoint.storage of its own",
-            Reason.SETTINGS_INVALID,
-        )
-    snapshot.state.world_size = loop.world.size
-    snapshot.state.failures += not (snapshot.state.stopped or snapshot.state.finished)
-    snapshot.state.stopped = False
-    loop.resume(snapshot)
-    loop.reporter.log(f"resumed from step {step}")
 
 
 def _finish(settings: JobSettings, prepared: Prepared, loop: Loop) -> None:

@@ -4,7 +4,7 @@
     saver.before_change()         before the optimiser's next step: copies what the writer has not reached yet
     saver.outcome()               now and then: what has become of it
 
-At most one is in flight. The thread is nice (19), so that on busy cores it takes what training leaves over.
+At most one is in flight. The thread is nicer than training, which comes first on busy cores.
 
 **What follows a failure.** It is said, and what was half written is removed; the checkpoints before are not touched.
 The next try comes after RETRY_SECONDS, also at the end of a run and after SIGTERM. After ATTEMPTS failures in a row the
@@ -35,6 +35,7 @@ ATTEMPTS = 3
 RETRY_SECONDS = 15.0
 PART_SECONDS = 900.0  # how long rank 0 waits for what other ranks write
 POLL_SECONDS = 0.02
+NICE = 5  # by how much the thread that writes gives way
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -193,9 +194,13 @@ class Saver:
 
 
 def _nicely(work: Callable[[], object]) -> None:
-    """Runs work in this thread at the lowest priority (Linux gives each thread its own)."""
+    """Runs work in this thread at a lower priority (Linux gives each thread its own).
+
+    Not at the lowest: a thread that is not let run while it holds the interpreter's lock keeps training from it.
+    """
+    thread = threading.get_native_id()
     try:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + NICE))
     except OSError:
         pass  # not allowed here: at the priority of the rest
     work()

@@ -1,7 +1,8 @@
 """How a model lies on the ranks, and what follows for gradients, checkpoints and the best weights.
 
-DDP: every rank has all of it, takes its share of each batch, and gradients are added up (flat.py). FSDP and tensor
-parallel, where a rank has a part of every matrix, are in sharded.py.
+DDP: every rank has all of it, takes its share of each batch, and gradients are added up (flat.py). It is the only
+one so far; FSDP and tensor parallel, where a rank has a part of every matrix, are refused by name. Checkpoints are ready for
+them: ranks may write parts (saving.py), and what is read is whole tensors by name, whoever wrote them.
 """
 
 from typing import Protocol
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from kubeformer_runtime.trainer import checkpoint
 from kubeformer_runtime.trainer.checkpoint import Snapshot
+from kubeformer_runtime.trainer.errors import InvalidJob
 from kubeformer_runtime.trainer.flat import Flat
 from kubeformer_runtime.trainer.state import State
 from kubeformer_runtime.trainer.tensorfile import TensorFile
@@ -45,10 +47,6 @@ class Strategy(Protocol):
         """Puts the best weights, where there are any, into the network of every rank."""
         ...
 
-    def gather(self) -> None:
-        """Makes the network on rank 0 a whole, ordinary one, to publish it. Nothing is trained afterwards."""
-        ...
-
     def files(self, state: State, moments: dict[str, Tensor]) -> list[TensorFile]:
         """What this rank writes of a checkpoint; tensors are the live ones."""
         ...
@@ -67,6 +65,13 @@ def named_moments(flat: Flat, moments: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             named[moment] = vector
     return named
+
+
+def make_strategy(asked: str, network: nn.Module, world: World) -> "Strategy":
+    """The strategy that the settings ask for. Raises InvalidJob for one that there is not."""
+    if asked not in ("Auto", "DDP"):
+        raise InvalidJob(f"spec.workers.strategy is {asked}, which is not there yet; leave it out or set it to DDP")
+    return Replicated(network, world)
 
 
 class Replicated:
@@ -100,9 +105,6 @@ class Replicated:
         if self.world.first and self.best is not None:
             checkpoint.restore_weights(self.network, self.best)
         self.world.broadcast(self.flat.value_N)
-
-    def gather(self) -> None:
-        """It is whole on every rank."""
 
     def files(self, state: State, moments: dict[str, Tensor]) -> list[TensorFile]:
         """See Strategy."""

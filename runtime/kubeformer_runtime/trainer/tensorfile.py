@@ -2,7 +2,7 @@
 
 A file is 8 bytes that say how long the header is, the header as JSON, and the tensors' bytes back to back
 (https://huggingface.co/docs/safetensors). Where a file holds parts, its header says under DCP_SHARDING_INFO where in
-the whole tensor each begins: what `torch.distributed.checkpoint.HuggingFaceStorageWriter` writes, and its reader expects.
+the whole tensor each begins: what torch.distributed.checkpoint.HuggingFaceStorageWriter writes and its reader expects.
 So `torch.distributed.checkpoint.load` opens our checkpoints, and `read` opens DCP's; tests hold both to it.
 Importing DCP costs a start of a rank two seconds, and its writer goes through pickle and copies: hence our own.
 """
