@@ -1,8 +1,8 @@
 """How a model lies on the ranks, and what follows for gradients, checkpoints and the best weights.
 
 DDP: every rank has all of it, takes its share of each batch, and gradients are added up (flat.py). It is the only
-one so far; FSDP and tensor parallel, where a rank has a part of every matrix, are refused by name. Checkpoints are ready for
-them: ranks may write parts (saving.py), and what is read is whole tensors by name, whoever wrote them.
+one so far; FSDP and tensor parallel, where a rank has a part of every matrix, are refused by name. Checkpoints are
+ready for them: ranks may write parts (saving.py), and what is read is whole tensors by name, whoever wrote them.
 """
 
 from typing import Protocol
