@@ -37,7 +37,6 @@ TEXTS: dict[str, tuple[str, ...]] = {
     ),
     "command": ("python", "train.py", "--epochs=3"),
     "packages": ("numpy==2.1.0", "torchvision", "a[b]>=1,<2"),
-    "languages": ("en", "de", "swh"),
     "url": ("https://example.com/code.git", "https://example.com:8443/a/b"),
     "revision": ("main", "v1.0", "feature/x", "0123abc"),
     "experiment": ("spam", "an experiment"),

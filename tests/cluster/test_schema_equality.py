@@ -116,7 +116,7 @@ REFUSED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         ("spec.task", "exactly one of textClassification, languageModel", "textClassification: {}"),
     ),
     ("TrainingJob", {"task": {"textClassification": None}}, ("spec.task", "textClassification: {}")),
-    ("TrainingJob", {"training": {"epochs": 1, "steps": 1}}, ("spec.training", "epochs, steps and tokens")),
+    ("TrainingJob", {"training": {"epochs": 1, "steps": 1}}, ("spec.training", "epochs and steps")),
     ("TrainingJob", {"data": {"uri": "ftp://mail/spam.jsonl"}}, ("spec.data.uri", "ftp://mail/spam.jsonl", "pvc://")),
     ("TrainingJob", {"workers": {"replicas": 0}}, ("spec.workers.replicas", "0", "greater than or equal to 1")),
     ("TrainingJob", {"pod": {"env": [{"name": "RANK", "value": "1"}]}}, ("spec.pod.env[0].name", "RANK", "Kubeformer")),

@@ -94,7 +94,7 @@ class ModelSource(Model):
     """Weights to go on from: a model directory in Hugging Face layout, as in pvc://models/base or hf://ORG/NAME."""
 
     secret_ref: LocalObjectRef | None = None
-    """Secret with the credentials for uri: HF_TOKEN; AWS_ACCESS_KEY_ID and its kin. Only the workers read it."""
+    """Secret with HF_TOKEN for uri. Only the workers read it."""
 
     training_job_ref: TrainingJobRef | None = None
     """Weights to go on from: what that TrainingJob published; waits until it has."""
@@ -135,16 +135,6 @@ class Prepare(Model):
 
     max_bad_rows_percent: Percent = 1
     """How many rows may be unreadable before the job fails with DataInvalid."""
-
-    languages: Annotated[
-        list[Annotated[str, Field(min_length=2, max_length=3), matching("^[a-z]{2,3}$", "must be a code such as en")]],
-        Field(max_length=16),
-        *UNIQUE,
-    ] = empty(list)
-    """Keep the rows whose text is in one of these languages (ISO 639 codes such as en, de); left out: all."""
-
-    max_repetition_percent: Percent | None = None
-    """Rows with a larger share of repeated words and lines are dropped; left out: none are."""
 
 
 class Validation(Model):
@@ -209,9 +199,6 @@ class Source(Model):
     format: Format = "Auto"
     """How the files are written; Auto: by suffix."""
 
-    weight: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0
-    """How much of what is drawn comes from here, relative to the other sources."""
-
 
 class Data(Model):
     """Where rows come from, and what is done to them."""
@@ -233,7 +220,7 @@ class Data(Model):
     """How the files of uri are written; Auto: by suffix."""
 
     sources: Annotated[list[Source], Field(min_length=1, max_length=16), *keyed_by("name")] | None = None
-    """Several places, mixed by weight, instead of uri."""
+    """Several places instead of uri."""
 
     secret_ref: LocalObjectRef | None = None
     """Secret with the credentials for all URIs of data: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN,

@@ -49,10 +49,6 @@ class Workers(Model):
     processes_per_worker: Annotated[int, Field(ge=1, le=64), Whole] = 1
     """Training processes in each pod: one a GPU, or one on CPU."""
 
-    strategy: Literal["Auto", "DDP", "FSDP", "TensorParallel"] = "Auto"
-    """How processes share the work. DDP: each holds the whole model; FSDP: weights and optimiser state are spread over
-    all; TensorParallel: matrices are. Auto: DDP while the model fits."""
-
     resources: Resources = empty(Resources)
     """What each pod may use, and what is set aside for it."""
 

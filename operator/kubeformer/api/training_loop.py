@@ -97,16 +97,13 @@ class Evaluation(Model):
 class Training(Model):
     """The optimisation."""
 
-    RULES: ClassVar[tuple[Rule, ...]] = (at_most_one("epochs", "steps", "tokens", where="spec.training"),)
+    RULES: ClassVar[tuple[Rule, ...]] = (at_most_one("epochs", "steps", where="spec.training"),)
 
     epochs: Annotated[int, Field(ge=1, le=100_000), Whole] | None = None
-    """Passes over the training rows; left out, with steps and tokens left out: 3."""
+    """Passes over the training rows; left out, with steps left out: 3."""
 
     steps: Annotated[int, Field(ge=1, le=100_000_000), Whole] | None = None
     """Optimiser steps instead of epochs."""
-
-    tokens: Annotated[int, Field(ge=1, le=2**53), Whole] | None = None
-    """Tokens to train on instead of epochs, padding not counted."""
 
     batch_size: Annotated[int, Field(ge=1, le=1_000_000), Whole] = 32
     """Rows (packed sequences, for languageModel) an optimiser step, over all workers together, however many."""

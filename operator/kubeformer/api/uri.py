@@ -63,7 +63,7 @@ _PLAIN: tuple[Rule, ...] = (
 _BASE: tuple[Rule, ...] = (
     *_COMMON,
     _NO_GLOB,
-    _shape("pvc://CLAIM/PATH, s3://BUCKET/KEY or hf://ORG/NAME[@REVISION]", _SHAPE_PVC, _SHAPE_S3, _SHAPE_HF),
+    _shape("pvc://CLAIM/PATH or hf://ORG/NAME[@REVISION]", _SHAPE_PVC, _SHAPE_HF),
 )
 _FILE: tuple[Rule, ...] = (
     *_COMMON,
@@ -78,7 +78,7 @@ WeightsUri = Annotated[str, Field(min_length=1, max_length=MAX_LENGTH), *_PLAIN]
 """A model directory on a claim."""
 
 BaseUri = Annotated[str, Field(min_length=1, max_length=MAX_LENGTH), *_BASE]
-"""A model directory on a claim, below a key of a bucket, or a repository."""
+"""A model directory on a claim, or a repository of the Hugging Face Hub."""
 
 FileUri = Annotated[str, Field(min_length=1, max_length=MAX_LENGTH), *_FILE]
 """A file on a claim, or one key of a ConfigMap."""

@@ -50,7 +50,6 @@ def settings_document(
         workers=contract.Workers(
             replicas=spec.workers.replicas,
             processes_per_worker=spec.workers.processes_per_worker,
-            strategy=spec.workers.strategy,
         ),
         checkpoint=contract.Checkpoint(
             directory=location(resolved.get("checkpointUri")).path,
@@ -70,11 +69,10 @@ def _training(spec: TrainingJobSpec, resolved: Mapping[str, Any]) -> contract.Tr
     training = spec.training
     metric, direction = objective(spec)
     rate, stopping = training.learning_rate, training.evaluation.early_stopping
-    counted = training.steps is not None or training.tokens is not None
+    counted = training.steps is not None
     return contract.Training(
         epochs=None if counted else training.epochs or resolved.get("epochs") or DEFAULT_EPOCHS,
         steps=training.steps,
-        tokens=training.tokens,
         batch_size=training.batch_size,
         learning_rate=float(resolved.get("learningRate") or learning_rate(spec)) if rate is None else rate,
         optimizer=training.optimizer.type,
@@ -154,7 +152,7 @@ def _data(data: Data | None) -> contract.Data:
     return contract.Data(
         source=None if data.uri is None else location(data.uri),
         sources=tuple(
-            contract.Source(name=source.name, location=location(source.uri), weight=source.weight, format=source.format)
+            contract.Source(name=source.name, location=location(source.uri), format=source.format)
             for source in data.sources or ()
         ),
         format=data.format,
@@ -164,8 +162,6 @@ def _data(data: Data | None) -> contract.Data:
             similarity_percent=dedupe.similarity_percent or 80,
             min_characters=prepare.min_characters,
             max_bad_rows_percent=prepare.max_bad_rows_percent,
-            languages=tuple(prepare.languages),
-            max_repetition_percent=prepare.max_repetition_percent,
         ),
         validation=None if validation.uri is None else location(validation.uri),
         validation_percent=validation.percent or 10,

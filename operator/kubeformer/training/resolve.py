@@ -90,7 +90,7 @@ def resolve(seen: Observed) -> dict[str, Any]:
     }
     if spec.training.steps is not None:
         resolved["steps"] = spec.training.steps
-    elif spec.training.tokens is None and spec.task.custom is None:
+    elif spec.task.custom is None:
         resolved["epochs"] = spec.training.epochs or DEFAULT_EPOCHS
     if spec.model is not None and spec.model.uri is not None:
         resolved["baseUri"] = spec.model.uri

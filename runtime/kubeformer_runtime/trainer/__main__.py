@@ -8,6 +8,7 @@ Exit codes: contract/names.py.
 import os
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -15,7 +16,9 @@ from pydantic import ValidationError
 from kubeformer.contract.job import JobSettings
 from kubeformer.contract.names import ENV_SETTINGS, SETTINGS_PATH, ExitCode, Reason
 from kubeformer.contract.progress import Failure, Progress
+from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.heartbeat import Heartbeat
+from kubeformer_runtime.trainer.base import fetch_base
 from kubeformer_runtime.trainer.errors import InvalidJob
 from kubeformer_runtime.trainer.stop import StopWish
 from kubeformer_runtime.trainer.tracking import tracked
@@ -38,7 +41,9 @@ def main() -> ExitCode:
     heartbeat.send(Progress(phase="Preparing", rank=rank))
     try:
         heartbeat = tracked(settings, heartbeat, rank)
-    except InvalidJob as error:
+        beat = partial(heartbeat.send, Progress(phase="Preparing", rank=rank))
+        fetch_base(settings, beat, int(os.environ.get("LOCAL_RANK", "0")))
+    except (InvalidJob, DataError) as error:
         print(f"{error.reason}: {error}", file=sys.stderr, flush=True)
         heartbeat.send(Progress(phase="Failed", rank=rank, failure=Failure(reason=error.reason, message=str(error))))
         return ExitCode.INVALID

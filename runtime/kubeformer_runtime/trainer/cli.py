@@ -24,7 +24,9 @@ from pydantic import ValidationError
 from kubeformer.contract import names
 from kubeformer.contract.job import Custom, JobSettings
 from kubeformer.contract.names import ExitCode
+from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.trainer.bar import Bar, Listener, above
+from kubeformer_runtime.trainer.base import fetch_base
 from kubeformer_runtime.trainer.errors import InvalidJob
 from kubeformer_runtime.trainer.plots import History
 from kubeformer_runtime.trainer.stop import StopWish
@@ -34,7 +36,6 @@ TASKS = ("textClassification", "languageModel", "chat", "preference", "textToTex
 _FLAGS = {  # flags that stand for a field of the spec
     "epochs": "training.epochs",
     "steps": "training.steps",
-    "tokens": "training.tokens",
     "batch_size": "training.batchSize",
     "learning_rate": "training.learningRate",
     "optimizer": "training.optimizer.type",
@@ -218,8 +219,9 @@ def _train(settings: JobSettings) -> int:
         from kubeformer_runtime.trainer.run import run
 
         with above(bar):
+            fetch_base(settings, lambda: None, 0)
             code = run(settings, {}, tracked(settings, listener, 0), stop, Clock())
-    except InvalidJob as error:
+    except (InvalidJob, DataError) as error:
         print(f"{error.reason}: {error}", file=sys.stderr)
         return int(ExitCode.INVALID)
     finally:

@@ -79,7 +79,7 @@ def test_an_object_as_the_api_server_stores_it_is_parsed_with_metadata_and_statu
         ),
         (
             {"training": {"epochs": 3, "steps": 100}},
-            "spec.training: give at most one of epochs, steps and tokens in spec.training: they exclude each other",
+            "spec.training: give at most one of epochs and steps in spec.training: they exclude each other",
         ),
         (
             {"model": {"architecture": {"width": 100, "heads": 3}}},

@@ -133,7 +133,7 @@ def test_each_field_takes_the_schemes_that_make_sense_there() -> None:
 
     texts = ("pvc://a/b", "configmap://a/b", "s3://bucket/b", "https://host/b", "hf://org/name")
     assert taken(DataUri, *texts) == list(texts)
-    assert taken(BaseUri, *texts) == ["pvc://a/b", "s3://bucket/b", "hf://org/name"]
+    assert taken(BaseUri, *texts) == ["pvc://a/b", "hf://org/name"]
     assert taken(FileUri, *texts) == ["pvc://a/b", "configmap://a/b"]
     assert taken(WeightsUri, *texts) == taken(StorageUri, *texts) == ["pvc://a/b"]
 

