@@ -23,7 +23,9 @@ from kubeformer_runtime.data.fetch_file import (
 )
 from kubeformer_runtime.data.glob_keys import has_magic, matches, prefix_of
 
-_DENIED = frozenset({"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"})
+_DENIED = frozenset(
+    {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "XAdminUserNotFound"}
+)
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 
 
@@ -35,7 +37,7 @@ def s3_files(uri: str, rest: str, root: Path, field: str) -> list[Remote]:
     bucket, _, key = rest.partition("/")
     with _errors(uri, bucket, field, listing=True):
         options = Config(connect_timeout=10, read_timeout=30, retries={"max_attempts": 4, "mode": "standard"})
-        client = boto3.client("s3", config=options)
+        client = boto3.session.Session().client("s3", config=options)  # the environment of now
         listed = _listed(client, bucket, prefix_of(key))
         chosen = [item for item in listed if _wanted(item["Key"], key)]
     if not chosen:

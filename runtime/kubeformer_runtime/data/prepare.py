@@ -90,6 +90,13 @@ def _collect(settings: JobSettings, recipe: Recipe[Any], counts: _Counts, beat: 
     if not data.all_sources:
         raise DataError(Reason.SETTINGS_INVALID, "spec.data.uri is left out: name the rows")
 
+    filters = {"languages": data.prepare.languages, "maxRepetitionPercent": data.prepare.max_repetition_percent}
+    for name, value in filters.items():
+        if value not in ((), None):  # better refused than passed over
+            raise DataError(
+                Reason.SETTINGS_INVALID, f"spec.data.prepare.{name}: this version has no such filter; leave it out"
+            )
+
     def read(location: Location | None, name: str, format: Format = "Auto") -> list[Any] | None:
         if location is None:
             return None
