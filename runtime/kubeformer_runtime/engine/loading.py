@@ -25,7 +25,7 @@ from kubeformer_runtime.engine.sampling_params import ParameterError, SamplingPa
 from kubeformer_runtime.engine.scheduler import SchedulerConfig
 from kubeformer_runtime.engine.tokenizer import EngineTokenizer
 from kubeformer_runtime.kernels.binding import BLOCK_SIZE
-from kubeformer_runtime.model.config import GENERATION_FILE, LlamaConfig, read_config, read_json
+from kubeformer_runtime.model.config import GENERATION_FILE, LlamaConfig, Seq2SeqConfig, read_config, read_json
 from kubeformer_runtime.model.digest import digest
 from kubeformer_runtime.model.encoder_config import is_encoder
 from kubeformer_runtime.model.errors import ModelError
@@ -100,6 +100,10 @@ def load_engine(
     if is_encoder(directory):
         return load_encoder(settings, directory, device=device, stored=stored, digest=found, on_bytes=on_bytes)
     config = read_config(directory)
+    if isinstance(config, Seq2SeqConfig):
+        raise ModelError(
+            f"{settings.model.uri} is an encoder-decoder, which this engine does not serve; load it with transformers"
+        )
     tokenizer = EngineTokenizer.load(directory)
     dtype = choose_dtype(settings.dtype, stored, device)
     if device.type == "cpu" and dtype == torch.float16:
