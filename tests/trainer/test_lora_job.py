@@ -144,8 +144,8 @@ def test_a_classifier_with_new_labels_trains_its_head_beside_the_adapters(tmp_pa
     code, heard = train(settings)
     assert code == ExitCode.SUCCEEDED
     held = load_file(checkpoints(settings)[-1] / "model.safetensors")
-    assert {"head.weight", "head.bias"} < held.keys()
-    assert all(name.startswith("head.") or ".lora_" in name for name in held)
+    assert {"classifier.weight", "classifier.bias"} < held.keys()
+    assert all(name.startswith(("head.", "classifier.")) or ".lora_" in name for name in held)
     assert heard.last.best_metrics["validation/accuracy"] > 0.8
     output = Path(settings.output.location.path)
     assert load(output).config.labels == ("eaten", "used")  # type: ignore[union-attr]

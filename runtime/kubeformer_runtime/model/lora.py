@@ -23,10 +23,12 @@ from kubeformer_runtime.model.errors import ModelError
 from kubeformer_runtime.model.quantized import Quantization, QuantizedLinear, quantize
 
 Target = Literal["Attention", "MLP"]
-# The projections of a layer by the last part of their names, in every network of ours.
+# The projections of a layer by the ends of their names, in every network of ours.
 PROJECTIONS: Mapping[Target, frozenset[str]] = {
-    "Attention": frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "query", "key", "value", "out"}),
-    "MLP": frozenset({"gate_proj", "up_proj", "down_proj", "up", "down"}),
+    "Attention": frozenset(
+        {"q_proj", "k_proj", "v_proj", "o_proj", "query", "key", "value", "out", "attn.Wqkv", "attn.Wo"}
+    ),
+    "MLP": frozenset({"gate_proj", "up_proj", "down_proj", "up", "down", "mlp.Wi", "mlp.Wo"}),
 }
 
 
@@ -114,17 +116,21 @@ def add_lora(network: nn.Module, lora: Lora, base_weights: Literal["Float"] | Qu
     projections = frozenset[str]().union(*PROJECTIONS.values())
     network.requires_grad_(False)
     found = [
-        (parent, name, child)
-        for parent in network.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.Linear) and name in projections
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and _ends(name, projections)
     ]
-    if not any(name in wanted for _, name, _ in found):
+    if not any(_ends(name, wanted) for name, _ in found):
         raise ModelError(f"lora.targets is {', '.join(lora.targets)}, of which this network has no linear layer")
-    for parent, name, child in found:
-        base = child if base_weights == "Float" else quantize(child, base_weights)
-        new = LoraLinear(base, lora) if name in wanted else base
-        setattr(parent, name, new.train(child.training))
+    for name, linear in found:
+        base = linear if base_weights == "Float" else quantize(linear, base_weights)
+        new = LoraLinear(base, lora) if _ends(name, wanted) else base
+        parent, _, last = name.rpartition(".")
+        setattr(network.get_submodule(parent), last, new.train(linear.training))
+
+
+def _ends(name: str, ends: frozenset[str]) -> bool:
+    return any(f".{name}".endswith(f".{end}") for end in ends)
 
 
 def lora_layers(network: nn.Module) -> Iterator[tuple[str, LoraLinear]]:

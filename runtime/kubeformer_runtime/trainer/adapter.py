@@ -26,7 +26,7 @@ from kubeformer_runtime.trainer.errors import InvalidJob
 from kubeformer_runtime.trainer.tasks.base import Network
 
 ADAPTER_DIRECTORY = "adapter"
-CLASSIFIER_HEADS = ("head.", "classes.")  # trained beside the adapters: a base's labels may be others
+CLASSIFIER_HEADS = ("head.", "classes.", "classifier.", "score.")  # trained too: a base's labels may be others
 
 
 def adapt(settings: JobSettings, network: Network) -> Network:
