@@ -8,7 +8,6 @@ Exit codes: contract/names.py.
 import os
 import sys
 import traceback
-from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -40,8 +39,11 @@ def main() -> ExitCode:
     rank = int(os.environ.get("RANK", "0"))
     heartbeat.send(Progress(phase="Preparing", rank=rank))
     try:
-        heartbeat = tracked(settings, heartbeat, rank)
-        beat = partial(heartbeat.send, Progress(phase="Preparing", rank=rank))
+        listener = tracked(settings, heartbeat, rank)
+
+        def beat() -> None:
+            listener.send(Progress(phase="Preparing", rank=rank))
+
         fetch_base(settings, beat, int(os.environ.get("LOCAL_RANK", "0")))
     except (InvalidJob, DataError) as error:
         print(f"{error.reason}: {error}", file=sys.stderr, flush=True)
@@ -51,7 +53,7 @@ def main() -> ExitCode:
     from kubeformer_runtime.trainer.report import Clock
     from kubeformer_runtime.trainer.run import run
 
-    return run(settings, os.environ, heartbeat, stop, Clock())
+    return run(settings, os.environ, listener, stop, Clock())
 
 
 if __name__ == "__main__":
