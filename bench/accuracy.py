@@ -21,8 +21,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import yaml
 
@@ -32,8 +31,7 @@ from kubeformer.api.training_job import TrainingJobSpec
 from kubeformer.contract.base import Location
 from kubeformer.contract.job import JobSettings
 from kubeformer.contract.names import ExitCode
-from kubeformer.training.build import settings_document
-from kubeformer.training.observe import Observed
+from kubeformer.training.document import settings_document
 
 ROOT = Path(__file__).parent.parent
 SEEDS = (0, 1, 2, 3, 4)
@@ -71,8 +69,7 @@ def settings(seed: int, files: SpamFiles, directory: Path) -> JobSettings:
     if "learningRate" in training:  # YAML 1.1, which PyYAML reads, takes 5e-4 for text; Kubernetes does not
         training["learningRate"] = float(training["learningRate"])
     spec = TrainingJobSpec.model_validate(document["spec"])
-    seen = SimpleNamespace(name="accuracy", key=SimpleNamespace(namespace="bench"), meta=SimpleNamespace(uid=str(seed)))
-    job = settings_document(spec, {}, cast(Observed, seen))
+    job = settings_document(spec, {}, name="accuracy", namespace="bench", uid=str(seed))
     data = job.data.model_copy(update={"source": _location(files.train), "test": _location(files.held_out)})
     return job.model_copy(
         update={

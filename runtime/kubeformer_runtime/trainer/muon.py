@@ -25,7 +25,7 @@ def orthogonalise(matrix_OI: Tensor, iterations: int = ITERATIONS) -> Tensor:
     x = matrix_OI.float()
     if tall := x.shape[0] > x.shape[1]:
         x = x.t()
-    x = x / (x.norm() + 1e-7)
+    x = x / (torch.linalg.vector_norm(x) + 1e-7)
     for _ in range(iterations):
         gram = x @ x.t()
         x = a * x + (b * gram + c * gram @ gram) @ x
