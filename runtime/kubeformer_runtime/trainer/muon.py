@@ -22,14 +22,15 @@ TABLES = ("embed", "embedding", "lm_head", "head", "position")  # words in names
 def orthogonalise(matrix_OI: Tensor, iterations: int = ITERATIONS) -> Tensor:
     """The nearest matrix whose singular values are all about one (0.7 to 1.2), by Newton and Schulz; float32."""
     a, b, c = COEFFICIENTS
-    x = matrix_OI.float()
+    x: Tensor = matrix_OI.float()
     if tall := x.shape[0] > x.shape[1]:
         x = x.t()
     x = x / (torch.linalg.vector_norm(x) + 1e-7)
     for _ in range(iterations):
         gram = x @ x.t()
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.t() if tall else x
+    orthogonal: Tensor = x.t() if tall else x
+    return orthogonal
 
 
 class Muon:
