@@ -239,8 +239,10 @@ class TestGoingOnFromWeights:
         train(settings)
         before, after = published(base), published(settings)
         assert load(settings.output.location.path).config.labels == ("edible", "useful")  # type: ignore[union-attr]
-        torch.testing.assert_close(after["embed_tokens.weight"], before["embed_tokens.weight"])
-        assert not torch.allclose(after["head.weight"], before["head.weight"])
+        torch.testing.assert_close(
+            after["model.embeddings.tok_embeddings.weight"], before["model.embeddings.tok_embeddings.weight"]
+        )
+        assert not torch.allclose(after["classifier.weight"], before["classifier.weight"])
 
     def test_a_base_that_was_altered_is_refused(self, tmp_path: Path) -> None:
         base = job(tmp_path)
