@@ -146,7 +146,7 @@ class Source(Document):
 
     name: str
     location: Location
-    weight: float = 1.0  # of what is drawn, relative to the other sources'
+    weight: float = 1.0  # how often a row is trained on, relative to the other sources' rows
     format: Format = "Auto"
 
 

@@ -1,6 +1,6 @@
 """prepare: from the settings to arrays, once for all ranks of a job, whatever the kind of task (see `recipes`).
 
-    read -> examples -> deduplicate -> divide -> tokenizer -> encode
+    read -> examples -> deduplicate -> divide -> tokenizer -> mix by weight -> encode
 
 Rank 0 does the work and puts the result under the checkpoint directory; the other ranks wait for it there.
 Restarts find it again, so the rows and their order are frozen with the first preparation of a job, whatever
@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from kubeformer_runtime.data.clean import CleanRows, clean_rows
 from kubeformer_runtime.data.deduplicate import find_duplicates
 from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.data.fetch import fetch
-from kubeformer_runtime.data.prepared import Beat, DataReport, Prepared, SplitReport
+from kubeformer_runtime.data.mix import check_weights, epoch_rows, mixed
+from kubeformer_runtime.data.prepared import Beat, DataReport, Prepared, SourceReport, SplitReport
 from kubeformer_runtime.data.read import find_files, read_rows
 from kubeformer_runtime.data.recipes import Encoded, Parts, Recipe, recipe_for
 from kubeformer_runtime.data.tokenizer import TextTokenizer
@@ -75,20 +76,26 @@ class _Counts:
 def prepare_here(settings: JobSettings, beat: Beat) -> Prepared:
     """The work itself, in this process and without a cache."""
     recipe, counts = recipe_for(settings), _Counts()
-    parts = _collect(settings, recipe, counts, beat)
+    parts, origins = _collect(settings, recipe, counts, beat)
     tokenizer = recipe.tokenizer(parts.train, beat)
-    encoded = recipe.encode(parts, tokenizer, beat)
+    train, sources = _mixed(settings, parts.train, origins)
+    encoded = recipe.encode(replace(parts, train=train), tokenizer, beat)
     for name, split in (("data", encoded.train), ("data.validation", encoded.validation)):
         if not len(split):
             raise DataError(Reason.DATA_INVALID, f"{name}: its rows make no sequence to train on; add longer texts")
-    report = _report(recipe, parts, counts, encoded, tokenizer)
+    report = _report(recipe, parts, counts, encoded, tokenizer, sources)
     return Prepared(encoded.train, encoded.validation, encoded.test, encoded.facts, tokenizer, report)
 
 
-def _collect(settings: JobSettings, recipe: Recipe[Any], counts: _Counts, beat: Beat) -> Parts[Any]:
+def _collect(
+    settings: JobSettings, recipe: Recipe[Any], counts: _Counts, beat: Beat
+) -> tuple[Parts[Any], dict[int, int]]:
+    """The examples of all parts, and for each of them by its id() the number of the source it is from."""
     data = settings.data
     if not data.all_sources:
         raise DataError(Reason.SETTINGS_INVALID, "spec.data.uri is left out: name the rows")
+    if (wrong := check_weights([place.weight for place in data.all_sources])) is not None:
+        raise DataError(Reason.SETTINGS_INVALID, f"spec.data.sources[].weight: {wrong}")
 
     filters = {"languages": data.prepare.languages, "maxRepetitionPercent": data.prepare.max_repetition_percent}
     for name, value in filters.items():
@@ -105,16 +112,35 @@ def _collect(settings: JobSettings, recipe: Recipe[Any], counts: _Counts, beat: 
         return found.rows
 
     source: list[Any] = []
+    origins: dict[int, int] = {}
     for number, place in enumerate(data.all_sources):
         name = "data" if data.source is not None else f"data.sources[{number}]"
-        source += read(place.location, name, place.format) or []
+        rows = read(place.location, name, place.format) or []
+        source += rows
+        if len(data.all_sources) > 1:
+            origins.update((id(row), number) for row in rows)
     validation, test = read(data.validation, "data.validation"), read(data.test, "data.test")
     kept = _deduplicated(source, [*(validation or []), *(test or [])], recipe, counts, settings, beat)
     for name, left in (("data", kept), ("data.validation", validation), ("data.test", test)):
         if left is not None and not left:
             raise DataError(Reason.DATA_INVALID, f"{name}: no row is left after cleaning and deduplication")
     parts = recipe.divide(kept, validation)
-    return parts if test is None else Parts(parts.train, parts.validation, test)
+    return (parts if test is None else Parts(parts.train, parts.validation, test)), origins
+
+
+def _mixed(
+    settings: JobSettings, train: Sequence[Any], origins: dict[int, int]
+) -> tuple[Sequence[Any], tuple[SourceReport, ...]]:
+    """Training examples as often as an epoch has them (see `mix`), and what each of several sources gives."""
+    places = settings.data.all_sources
+    if len(places) < 2:
+        return train, ()
+    weights = [place.weight for place in places]
+    sources_R = [origins[id(row)] for row in train]
+    rows = [sources_R.count(number) for number in range(len(places))]
+    counted = zip(places, rows, epoch_rows(rows, weights), strict=True)
+    report = tuple(SourceReport(place.name, place.weight, count, times) for place, count, times in counted)
+    return [train[row] for row in mixed(sources_R, weights, settings.training.seed)], report
 
 
 def _read(
@@ -162,7 +188,12 @@ def _deduplicated(
 
 
 def _report(
-    recipe: Recipe[Any], parts: Parts[Any], counts: _Counts, encoded: Encoded, tokenizer: TextTokenizer | None
+    recipe: Recipe[Any],
+    parts: Parts[Any],
+    counts: _Counts,
+    encoded: Encoded,
+    tokenizer: TextTokenizer | None,
+    sources: tuple[SourceReport, ...],
 ) -> DataReport:
     digest = hashlib.sha256()
     for name, part in (("train", parts.train), ("validation", parts.validation), ("test", parts.test or [])):
@@ -189,4 +220,5 @@ def _report(
         validation=SplitReport(len(parts.validation), encoded.validation.tokens),
         test=test,
         warnings=encoded.warnings,
+        sources=sources,
     )

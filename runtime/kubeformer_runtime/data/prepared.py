@@ -48,10 +48,21 @@ class SplitReport:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceReport:
+    """One of several sources: its training rows, and how many rows it gives to an epoch by its weight."""
+
+    name: str
+    weight: float
+    rows: int
+    epoch_rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class DataReport:
     """What happened to the rows between the files and the batches.
 
-    rows_read = rows_bad + duplicates + near_duplicates + leaked + the rows of all splits.
+    rows_read = rows_bad + duplicates + near_duplicates + leaked + the rows of all splits, each counted once; the
+    tokens of `train` are those of an epoch, with what weights repeat.
     """
 
     rows_read: int
@@ -65,6 +76,7 @@ class DataReport:
     validation: SplitReport
     test: SplitReport | None
     warnings: tuple[str, ...] = ()
+    sources: tuple[SourceReport, ...] = ()  # where there are several
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kubeformer_runtime.data.prepared import DataReport, Prepared, Split, SplitReport
+from kubeformer_runtime.data.prepared import DataReport, Prepared, SourceReport, Split, SplitReport
 from kubeformer_runtime.data.tokenizer import TextTokenizer
 from kubeformer_runtime.durable import new_directory
 
@@ -61,4 +61,5 @@ def _array(path: Path) -> Any:
 
 def _report(value: dict[str, Any]) -> DataReport:
     parts = {name: SplitReport(**value[name]) if value[name] is not None else None for name in _SPLITS}
-    return DataReport(**{**value, **parts, "warnings": tuple(value["warnings"])})
+    sources = tuple(SourceReport(**source) for source in value.get("sources", ()))
+    return DataReport(**{**value, **parts, "warnings": tuple(value["warnings"]), "sources": sources})

@@ -92,7 +92,8 @@ class Recipe(Protocol[Example]):
     def divide(self, kept: Sequence[Example], validation: Sequence[Example] | None) -> Parts[Example]:
         """Examples of `data.source` into training and validation, and test where it is this recipe's to say.
 
-        `validation`: those of `data.validation`, where the user gave it. Raises DataError.
+        `validation`: those of `data.validation`, where the user gave it. The parts hold the very objects of `kept`, by
+        which the source of each is known. Raises DataError.
         """
         ...
 

@@ -183,6 +183,12 @@ def recipe(settings: JobSettings) -> RecommendationRecipe:
             Reason.SETTINGS_INVALID,
             "data.prepare.deduplicate: Near compares words, which a recommendation has none of; use Exact or None",
         )
+    if len({source.weight for source in data.all_sources}) > 1:
+        raise DataError(
+            Reason.SETTINGS_INVALID,
+            "spec.data.sources[].weight: rows of a recommendation are moments in a user's sequence, none of which can "
+            "come twice; give all sources the same weight",
+        )
     return RecommendationRecipe(settings.task)
 
 
