@@ -55,7 +55,7 @@ def launch(folder: Path, command: list[str], **task: Any) -> tuple[int, Progress
     launcher = [sys.executable, "-S", "-m", "kubeformer_runtime.launcher"]  # -S: without site-packages
     options = ["--listen", "127.0.0.1:0", "--termination-log", str(log)]
     done = subprocess.run(
-        [*launcher, *options], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [*launcher, *options], env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     return done.returncode, Progress.model_validate_json(log.read_bytes()), done.stdout + done.stderr
 
