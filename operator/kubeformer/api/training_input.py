@@ -142,6 +142,11 @@ class Validation(Model):
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         exactly_one("percent", "uri", where="spec.data.validation", example="percent: 10"),
+        Rule(
+            "!has(self.uri) || self.keepTogether == 'Exact'",
+            "keepTogether: Near goes beside percent alone; with rows of their own nothing is split",
+            lambda v: v.uri is None or v.keep_together == "Exact",
+        ),
     )
 
     percent: Annotated[int, Field(ge=1, le=90), Whole] | None = None
@@ -149,6 +154,10 @@ class Validation(Model):
 
     uri: DataUri | None = None
     """Rows of their own, as in pvc://CLAIM/PATH or configmap://NAME/KEY."""
+
+    keep_together: Literal["Exact", "Near"] = "Exact"
+    """What percent leaves on one side: equal texts, or also near-duplicates, of which otherwise one may train and the
+    other validate; as alike as prepare.deduplicate.similarityPercent, left out 80. Near takes up to 50,000 rows."""
 
 
 class Test(Model):
@@ -198,6 +207,9 @@ class Source(Model):
 
     format: Format = "Auto"
     """How the files are written; Auto: by suffix."""
+
+    weight: Annotated[float, Field(ge=0.01, le=100)] = 1.0
+    """How often a row is trained on, relative to rows of the other sources; the largest at most 100 times the least."""
 
 
 class Data(Model):

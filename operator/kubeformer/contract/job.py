@@ -163,6 +163,7 @@ class Data(Document):
     prepare: Prepare = Prepare()
     validation: Location | None = None
     validation_percent: int = 10  # of the source, where `validation` is left out
+    keep_together: Literal["Exact", "Near"] = "Exact"  # on one side of that split: equal texts, or alike ones too
     test: Location | None = None
     tokenizer: Location | None = None  # a directory with a tokenizer.json, for a model from scratch
     vocabulary_size: int = 8192  # of the BPE tokenizer trained where nothing brings one

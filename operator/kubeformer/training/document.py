@@ -152,7 +152,7 @@ def _data(data: Data | None) -> contract.Data:
     return contract.Data(
         source=None if data.uri is None else location(data.uri),
         sources=tuple(
-            contract.Source(name=source.name, location=location(source.uri), format=source.format)
+            contract.Source(name=source.name, location=location(source.uri), weight=source.weight, format=source.format)
             for source in data.sources or ()
         ),
         format=data.format,
@@ -165,6 +165,7 @@ def _data(data: Data | None) -> contract.Data:
         ),
         validation=None if validation.uri is None else location(validation.uri),
         validation_percent=validation.percent or 10,
+        keep_together=validation.keep_together,
         test=None if test is None else location(test.uri),
         tokenizer=None if tokenizer is None or tokenizer.uri is None else location(tokenizer.uri),
         vocabulary_size=8192 if trained is None else trained.vocabulary_size,

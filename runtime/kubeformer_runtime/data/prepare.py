@@ -124,7 +124,7 @@ def _collect(
     for name, left in (("data", kept), ("data.validation", validation), ("data.test", test)):
         if left is not None and not left:
             raise DataError(Reason.DATA_INVALID, f"{name}: no row is left after cleaning and deduplication")
-    parts = recipe.divide(kept, validation)
+    parts = recipe.divide(kept, validation, beat)
     return (parts if test is None else Parts(parts.train, parts.validation, test)), origins
 
 

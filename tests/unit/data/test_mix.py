@@ -73,7 +73,7 @@ def test_weights_that_mean_nothing_are_refused(weights: list[float]) -> None:
 
 
 def prepared_with(directory: Path, *weights: float, task: Task | None = None) -> Prepared:
-    """40 mails, 12 in the first source and 28 in the second; 4 of all validate."""
+    """40 mails, 12 in the first source and 28 in the second, of which 4 validate."""
     rows = builders.mails(40)
     first = builders.write_jsonl(directory / "a.jsonl", rows[:12])
     second = builders.write_jsonl(directory / "b.jsonl", rows[12:])

@@ -282,8 +282,9 @@ def test_several_sources_are_read_and_what_is_remote_is_downloaded_with_a_secret
         data={
             "sources": [
                 {"name": "own", "uri": "pvc://mail/a.jsonl"},
-                {"name": "web", "uri": "s3://bucket/b-*.parquet", "format": "Parquet"},
+                {"name": "web", "uri": "s3://bucket/b-*.parquet", "format": "Parquet", "weight": 2.5},
             ],
+            "validation": {"percent": 20, "keepTogether": "Near"},
             "secretRef": {"name": "store"},
         },
         tracking=[{"name": "ours", "wandb": {}, "secretRef": {"name": "wandb"}}, {"name": "board", "tensorBoard": {}}],
@@ -292,8 +293,9 @@ def test_several_sources_are_read_and_what_is_remote_is_downloaded_with_a_secret
     settings = settings_of(w)
     assert [(source.name, source.weight, source.format) for source in settings.data.all_sources] == [
         ("own", 1.0, "Auto"),
-        ("web", 1.0, "Parquet"),
+        ("web", 2.5, "Parquet"),
     ]
+    assert (settings.data.validation_percent, settings.data.keep_together) == (20, "Near")
     assert settings.data.all_sources[1].location.path == "/scratch/downloads/s3/bucket/b-*.parquet"
     assert [(tracker.kind, tracker.project) for tracker in settings.tracking] == [
         ("WandB", "kubeformer"),

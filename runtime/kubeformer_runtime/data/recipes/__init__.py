@@ -89,7 +89,7 @@ class Recipe(Protocol[Example]):
         """Everything in an example that training depends on."""
         ...
 
-    def divide(self, kept: Sequence[Example], validation: Sequence[Example] | None) -> Parts[Example]:
+    def divide(self, kept: Sequence[Example], validation: Sequence[Example] | None, beat: Beat) -> Parts[Example]:
         """Examples of `data.source` into training and validation, and test where it is this recipe's to say.
 
         `validation`: those of `data.validation`, where the user gave it. The parts hold the very objects of `kept`, by

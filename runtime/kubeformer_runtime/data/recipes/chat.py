@@ -32,8 +32,7 @@ from kubeformer_runtime.data.prepared import Beat
 from kubeformer_runtime.data.read import BadRow, RawRow, kind_of
 from kubeformer_runtime.data.recipes import Encoded, Parts
 from kubeformer_runtime.data.recipes.packed import Document, PackedSplit, pack_documents
-from kubeformer_runtime.data.recipes.texts import chunks, given_tokenizer, sampled
-from kubeformer_runtime.data.split import split_rows
+from kubeformer_runtime.data.recipes.texts import chunks, divided, given_tokenizer, sampled
 from kubeformer_runtime.data.tokenizer import TextTokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -93,12 +92,11 @@ class ChatRecipe:
         """See Recipe."""
         return (example.text,)
 
-    def divide(self, kept: Sequence[Conversation], validation: Sequence[Conversation] | None) -> Parts[Conversation]:
+    def divide(
+        self, kept: Sequence[Conversation], validation: Sequence[Conversation] | None, beat: Beat
+    ) -> Parts[Conversation]:
         """See Recipe."""
-        if validation is not None:
-            return Parts(kept, validation, None)
-        percent, seed = self.settings.data.validation_percent, self.settings.training.seed
-        return Parts(*split_rows(kept, percent, seed, key=self.key), None)
+        return divided(self.settings, kept, validation, beat, key=self.key)
 
     def tokenizer(self, train: Sequence[Conversation], beat: Beat) -> TextTokenizer:
         """See Recipe; it carries the template."""

@@ -10,8 +10,7 @@ from kubeformer_runtime.data.clean import CleanRow
 from kubeformer_runtime.data.prepared import IGNORE, Beat, Float32, Int32, Int64
 from kubeformer_runtime.data.read import BadRow, RawRow
 from kubeformer_runtime.data.recipes import Encoded, Parts
-from kubeformer_runtime.data.recipes.texts import chunks, clean_field, flattened, given_tokenizer, sampled
-from kubeformer_runtime.data.split import split_rows
+from kubeformer_runtime.data.recipes.texts import chunks, clean_field, divided, flattened, given_tokenizer, sampled
 from kubeformer_runtime.data.tokenizer import TextTokenizer
 
 
@@ -70,12 +69,9 @@ class LanguageModelRecipe:
         """See Recipe."""
         return (example.text, example.label)
 
-    def divide(self, kept: Sequence[CleanRow], validation: Sequence[CleanRow] | None) -> Parts[CleanRow]:
+    def divide(self, kept: Sequence[CleanRow], validation: Sequence[CleanRow] | None, beat: Beat) -> Parts[CleanRow]:
         """See Recipe."""
-        if validation is not None:
-            return Parts(kept, validation, None)
-        percent, seed = self.settings.data.validation_percent, self.settings.training.seed
-        return Parts(*split_rows(kept, percent, seed, key=self.key), None)
+        return divided(self.settings, kept, validation, beat, key=self.key)
 
     def tokenizer(self, train: Sequence[CleanRow], beat: Beat) -> TextTokenizer:
         """See Recipe."""

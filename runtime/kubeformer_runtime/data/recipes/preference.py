@@ -28,8 +28,7 @@ from kubeformer_runtime.data.recipes.chat import (
     said_tokens,
 )
 from kubeformer_runtime.data.recipes.packed import Document
-from kubeformer_runtime.data.recipes.texts import chunks, clean_field, flattened, given_tokenizer
-from kubeformer_runtime.data.split import split_rows
+from kubeformer_runtime.data.recipes.texts import chunks, clean_field, divided, flattened, given_tokenizer
 from kubeformer_runtime.data.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -144,12 +143,9 @@ class PreferenceRecipe:
         """See Recipe."""
         return (example.text,)
 
-    def divide(self, kept: Sequence[Pair], validation: Sequence[Pair] | None) -> Parts[Pair]:
+    def divide(self, kept: Sequence[Pair], validation: Sequence[Pair] | None, beat: Beat) -> Parts[Pair]:
         """See Recipe; pairs with the same prompt stay on one side."""
-        if validation is not None:
-            return Parts(kept, validation, None)
-        percent, seed = self.settings.data.validation_percent, self.settings.training.seed
-        return Parts(*split_rows(kept, percent, seed, key=lambda pair: to_json(pair.prompt, sort_keys=True)), None)
+        return divided(self.settings, kept, validation, beat, key=lambda pair: to_json(pair.prompt, sort_keys=True))
 
     def tokenizer(self, train: Sequence[Pair], beat: Beat) -> TextTokenizer:
         """The base's."""

@@ -115,7 +115,9 @@ class RecommendationRecipe:
         """See Recipe."""
         return (example.user, example.item, repr(example.time))
 
-    def divide(self, kept: Sequence[Interaction], validation: Sequence[Interaction] | None) -> Parts[Interaction]:
+    def divide(
+        self, kept: Sequence[Interaction], validation: Sequence[Interaction] | None, beat: Beat
+    ) -> Parts[Interaction]:
         """Leave-one-out, each part in the order of users and of time."""
         train: list[Interaction] = []
         validating: list[Interaction] = []
@@ -178,6 +180,11 @@ def recipe(settings: JobSettings) -> RecommendationRecipe:
                 Reason.SETTINGS_INVALID,
                 f"data.{name}: a recommendation holds out the last items of each user itself; leave it out",
             )
+    if data.keep_together == "Near":
+        raise DataError(
+            Reason.SETTINGS_INVALID,
+            "spec.data.validation.keepTogether: a recommendation holds out the last items of each user; leave it out",
+        )
     if data.prepare.deduplicate == "Near":
         raise DataError(
             Reason.SETTINGS_INVALID,

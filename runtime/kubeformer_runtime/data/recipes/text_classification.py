@@ -13,8 +13,7 @@ from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.data.prepared import Beat, Float32, Int32, Int64, Prepared
 from kubeformer_runtime.data.read import BadRow, RawRow
 from kubeformer_runtime.data.recipes import Encoded, Parts
-from kubeformer_runtime.data.recipes.texts import chunks, clean_field, flattened, given_tokenizer, sampled
-from kubeformer_runtime.data.split import split_rows
+from kubeformer_runtime.data.recipes.texts import chunks, clean_field, divided, flattened, given_tokenizer, sampled
 from kubeformer_runtime.data.tokenizer import TextTokenizer
 
 _MULTIPLE = 8  # widths of batches are rounded up: fewer different shapes, aligned rows
@@ -91,12 +90,9 @@ class TextClassificationRecipe:
         """See Recipe."""
         return (example.text, example.label)
 
-    def divide(self, kept: Sequence[CleanRow], validation: Sequence[CleanRow] | None) -> Parts[CleanRow]:
+    def divide(self, kept: Sequence[CleanRow], validation: Sequence[CleanRow] | None, beat: Beat) -> Parts[CleanRow]:
         """See Recipe; each label gives its share."""
-        if validation is not None:
-            return Parts(kept, validation, None)
-        percent, seed = self.settings.data.validation_percent, self.settings.training.seed
-        return Parts(*split_rows(kept, percent, seed, key=self.key, stratum=lambda row: row.label), None)
+        return divided(self.settings, kept, validation, beat, key=self.key, stratum=lambda row: row.label)
 
     def tokenizer(self, train: Sequence[CleanRow], beat: Beat) -> TextTokenizer:
         """See Recipe."""

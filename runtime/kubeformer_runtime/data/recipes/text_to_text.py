@@ -14,8 +14,7 @@ from kubeformer.contract.job import JobSettings, TextToText
 from kubeformer_runtime.data.prepared import IGNORE, Beat, Float32, Int32, Int64
 from kubeformer_runtime.data.read import BadRow, RawRow
 from kubeformer_runtime.data.recipes import Encoded, Parts
-from kubeformer_runtime.data.recipes.texts import chunks, clean_field, flattened, given_tokenizer, sampled
-from kubeformer_runtime.data.split import split_rows
+from kubeformer_runtime.data.recipes.texts import chunks, clean_field, divided, flattened, given_tokenizer, sampled
 from kubeformer_runtime.data.tokenizer import TextTokenizer
 
 _MULTIPLE = 8  # widths of batches are rounded up: fewer different shapes, aligned rows
@@ -109,12 +108,9 @@ class TextToTextRecipe:
         """See Recipe."""
         return (example.source, example.target)
 
-    def divide(self, kept: Sequence[Pair], validation: Sequence[Pair] | None) -> Parts[Pair]:
+    def divide(self, kept: Sequence[Pair], validation: Sequence[Pair] | None, beat: Beat) -> Parts[Pair]:
         """See Recipe."""
-        if validation is not None:
-            return Parts(kept, validation, None)
-        percent, seed = self.settings.data.validation_percent, self.settings.training.seed
-        return Parts(*split_rows(kept, percent, seed, key=self.key), None)
+        return divided(self.settings, kept, validation, beat, key=self.key)
 
     def tokenizer(self, train: Sequence[Pair], beat: Beat) -> TextTokenizer:
         """One for both sides: names, numbers and what two languages share are one token on either."""

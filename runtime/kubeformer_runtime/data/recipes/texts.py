@@ -12,6 +12,8 @@ from kubeformer_runtime.data.clean import BEAT_EVERY_ROWS, clean_text, text_of
 from kubeformer_runtime.data.errors import DataError
 from kubeformer_runtime.data.prepared import Beat, Int32, Int64
 from kubeformer_runtime.data.read import BadRow, RawRow
+from kubeformer_runtime.data.recipes import Parts
+from kubeformer_runtime.data.split import split_rows
 from kubeformer_runtime.data.tokenizer import TextTokenizer
 
 T = TypeVar("T")
@@ -29,6 +31,27 @@ def clean_field(row: RawRow, name: str, prepare: Prepare) -> str | BadRow:
         limit = f", fewer than data.prepare.minCharacters ({prepare.min_characters})" if text else ""
         return BadRow(row.place, f"field {name!r} has {len(text)} characters after cleaning{limit}")
     return text
+
+
+def divided(
+    settings: JobSettings,
+    kept: Sequence[T],
+    validation: Sequence[T] | None,
+    beat: Beat,
+    *,
+    key: Callable[[T], str],
+    stratum: Callable[[T], str] = lambda _: "",
+) -> Parts[T]:
+    """Training and validation: as the user gave them, or split as data.validation says. See `split.split_rows`."""
+    if validation is not None:
+        return Parts(kept, validation, None)
+    data = settings.data
+    percent = data.prepare.similarity_percent if data.keep_together == "Near" else None
+    seed = settings.training.seed
+    sides = split_rows(
+        kept, data.validation_percent, seed, key=key, stratum=stratum, similarity_percent=percent, beat=beat
+    )
+    return Parts(*sides, None)
 
 
 def given_tokenizer(settings: JobSettings) -> TextTokenizer | None:
