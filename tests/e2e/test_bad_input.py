@@ -59,8 +59,8 @@ def test_a_negative_number_is_refused_with_the_least_that_would_do(lab: Lab) -> 
 
 def test_two_variants_at_once_are_refused_with_an_example_of_one(lab: Lab) -> None:
     said = refusal(lab, training_job("x", task={"textClassification": {}, "languageModel": {}}))
-    assert "give exactly one of textClassification and languageModel in spec.task" in said
-    assert "for example textClassification: {}" in said
+    assert "give exactly one of textClassification, languageModel, chat, " in said
+    assert "in spec.task, for example textClassification: {}" in said
 
 
 def test_a_claim_that_is_not_there_becomes_a_condition(lab: Lab) -> None:
