@@ -120,3 +120,10 @@ def test_held_out_files_are_refused_because_the_task_holds_out_itself(tmp_path: 
     source = write_jsonl(tmp_path / "rows.jsonl", rows_of({"ann": "abcd"}))
     with pytest.raises(DataError, match=r"data\.test"):
         prepare_here(settings(tmp_path, source, task=Recommendation(), test=source), no_beat)
+
+
+def test_what_is_held_out_is_fixed_so_a_split_by_likeness_is_refused(tmp_path: Path) -> None:
+    job = settings(tmp_path, tmp_path / "rows.jsonl", task=Recommendation())
+    job = job.model_copy(update={"data": job.data.model_copy(update={"keep_together": "Near"})})
+    with pytest.raises(DataError, match=r"spec.data.validation.keepTogether: .* leave it out"):
+        prepare_here(job, no_beat)

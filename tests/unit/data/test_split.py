@@ -55,7 +55,7 @@ def test_a_label_with_one_text_is_trained_on() -> None:
 STEMS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)), min_size=8, max_size=30, unique=True)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(STEMS, st.integers(0, 20))
 def test_near_duplicates_are_kept_together_where_asked(variants: list[tuple[int, int]], seed: int) -> None:
     # Texts of one stem share 37 of their 39 shingles; texts of different stems share none.
@@ -76,7 +76,7 @@ def test_near_duplicates_are_kept_together_where_asked(variants: list[tuple[int,
     assert set(sides[1]) == chosen
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.integers(2, 40), st.integers(0, 20))
 def test_without_near_duplicates_keeping_them_together_changes_nothing(count: int, seed: int) -> None:
     rows = [CleanRow(" ".join(f"r{row}w{n}" for n in range(5)), "ab"[row % 2]) for row in range(count)]
