@@ -23,6 +23,7 @@ from kubeformer_runtime.engine.resources import available_cpus, choose_dtype, ch
 from kubeformer_runtime.engine.runners import plan_runner
 from kubeformer_runtime.engine.sampling_params import ParameterError, SamplingParams
 from kubeformer_runtime.engine.scheduler import SchedulerConfig
+from kubeformer_runtime.engine.seq2seq_model import Seq2SeqModel, load_seq2seq
 from kubeformer_runtime.engine.tokenizer import EngineTokenizer
 from kubeformer_runtime.kernels.binding import BLOCK_SIZE
 from kubeformer_runtime.model.config import GENERATION_FILE, LlamaConfig, Seq2SeqConfig, read_config, read_json
@@ -63,7 +64,7 @@ class ClassifierModel:
         return self.tokenizer.encode_framed(cleaned, self.max_model_len)
 
 
-ServedModel = LanguageModel | ClassifierModel | EncoderModel
+ServedModel = LanguageModel | ClassifierModel | EncoderModel | Seq2SeqModel
 
 
 class Progress(Protocol):
@@ -100,10 +101,6 @@ def load_engine(
     if is_encoder(directory):
         return load_encoder(settings, directory, device=device, stored=stored, digest=found, on_bytes=on_bytes)
     config = read_config(directory)
-    if isinstance(config, Seq2SeqConfig):
-        raise ModelError(
-            f"{settings.model.uri} is an encoder-decoder, which this engine does not serve; load it with transformers"
-        )
     tokenizer = EngineTokenizer.load(directory)
     dtype = choose_dtype(settings.dtype, stored, device)
     if device.type == "cpu" and dtype == torch.float16:
@@ -116,6 +113,8 @@ def load_engine(
     loaded = load(directory, dtype, device, on_bytes)
     if isinstance(config, LlamaConfig):
         return _language_model(settings, loaded, config, tokenizer, found, threads, progress)
+    if isinstance(config, Seq2SeqConfig):
+        return load_seq2seq(settings, loaded, tokenizer, _normalize(directory), found)
     return _classifier(settings, loaded, tokenizer, found)
 
 

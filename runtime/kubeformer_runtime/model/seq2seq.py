@@ -267,8 +267,8 @@ class Seq2Seq(nn.Module):
         try:
             search = greedy_search if beams == 1 else beam_search
             most = min(max_length, self.config.max_length - 1)
-            cache = self.start(source_BS, source_length_B)
-            return search(_Writer(self, cache), len(source_BS), most, self.config.eos_token_id, beams, length_penalty)
+            writer = Seq2SeqWriter(self, self.start(source_BS, source_length_B))
+            return search(writer, len(source_BS), most, self.config.eos_token_id, beams, length_penalty)
         finally:
             self.train(was_training)
 
@@ -298,7 +298,7 @@ class Seq2Seq(nn.Module):
 
 
 @dataclass(slots=True)
-class _Writer:
+class Seq2SeqWriter:
     """A model and its cache as a search sees them; see search.Writer."""
 
     model: Seq2Seq

@@ -1,6 +1,7 @@
 """The HTTP server: routes, and the rules that hold for all of them.
 
-What generates: prepare.py and generate.py; what answers with vectors: pooling.py; the rest: operations.py.
+What generates: prepare.py and generate.py; encoder-decoders: seq2seq.py; what answers with vectors: pooling.py; the
+rest: operations.py.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 
 from kubeformer_runtime.engine.async_engine import EngineDeadError
 from kubeformer_runtime.engine.sampling_params import ParameterError
-from kubeformer_runtime.server import adapters, operations, pooling, pooling_protocol, responses_routes
+from kubeformer_runtime.server import adapters, operations, pooling, pooling_protocol, responses_routes, seq2seq
 from kubeformer_runtime.server.bodies import MAX_BODY, SERVING, STALL, BodyType, parse
 from kubeformer_runtime.server.errors import ApiError, bad_request, from_validation
 from kubeformer_runtime.server.frames import ChunkFrames
@@ -111,6 +112,9 @@ async def _errors_in_shape(request: web.Request, handler: Handler) -> web.Stream
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions."""
+    if (serving := request.app[SERVING]).seq2seq is not None:
+        with serving.request():
+            return await seq2seq.completions(request)
     return await _generate(request, CompletionRequest, prepare_completion)
 
 

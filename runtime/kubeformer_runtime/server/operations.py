@@ -202,7 +202,8 @@ def is_sleeping(serving: Serving) -> Document:
 
 def _sleeper(serving: Serving) -> Generator:
     if serving.generator is None and serving.part is not None:
-        raise bad_request(f"{serving.name} is a small encoder and does not sleep; stop the server instead.")
+        kind = "a small encoder" if serving.seq2seq is None else "an encoder-decoder"
+        raise bad_request(f"{serving.name} is {kind} and does not sleep; stop the server instead.")
     if serving.phase is not Phase.READY or serving.generator is None:
         raise ApiError(503, "The model is not ready; try again.", headers={"Retry-After": "5"})
     return serving.generator

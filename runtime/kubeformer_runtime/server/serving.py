@@ -16,6 +16,8 @@ from kubeformer_runtime.engine.classification import ClassificationEngine
 from kubeformer_runtime.engine.encoder_model import EncoderModel
 from kubeformer_runtime.engine.loading import ClassifierModel, LanguageModel, ServedModel
 from kubeformer_runtime.engine.pooling import PoolingEngine
+from kubeformer_runtime.engine.seq2seq import Seq2SeqEngine
+from kubeformer_runtime.engine.seq2seq_model import Seq2SeqModel
 from kubeformer_runtime.engine.structured import StructureCompiler
 from kubeformer_runtime.model.errors import ModelError
 from kubeformer_runtime.server.chat import ChatTemplate
@@ -61,6 +63,14 @@ class Pooler:
 
 
 @dataclass(slots=True)
+class Seq2SeqPart:
+    """An encoder-decoder that runs."""
+
+    model: Seq2SeqModel
+    engine: Seq2SeqEngine
+
+
+@dataclass(slots=True)
 class Serving:
     """One server's state; lives in the event loop."""
 
@@ -73,6 +83,7 @@ class Serving:
     generator: Generator | None = None
     labeller: Labeller | None = None
     pooler: Pooler | None = None
+    seq2seq: Seq2SeqPart | None = None
     adapters: dict[str, str] = field(default_factory=dict)  # LoRA adapters that are loaded: name to directory
     metrics: Metrics = field(init=False)
     started: int = field(init=False)
@@ -95,9 +106,9 @@ class Serving:
         return self.generator is not None and self.generator.engine.core.asleep
 
     @property
-    def part(self) -> Generator | Labeller | Pooler | None:
+    def part(self) -> Generator | Labeller | Pooler | Seq2SeqPart | None:
         """What runs; None while loading."""
-        return self.generator or self.labeller or self.pooler
+        return self.generator or self.labeller or self.pooler or self.seq2seq
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
@@ -144,6 +155,10 @@ class Serving:
             pooling = PoolingEngine(model.compute, max_rows=1 if model.deterministic else 64)
             pooling.start()
             self.pooler = Pooler(model, pooling)
+        elif isinstance(model, Seq2SeqModel):
+            writer = Seq2SeqEngine(model.model, max_rows=model.max_rows)
+            writer.start()
+            self.seq2seq = Seq2SeqPart(model, writer)
         else:
             classifier = ClassificationEngine(model.model, max_length=model.max_model_len)
             classifier.start()
@@ -195,8 +210,14 @@ class Serving:
     def need_generator(self) -> Generator:
         """The language model, or 400 where this is something else."""
         if self.generator is None:
-            raise self._wrong("writes no text")
+            raise self._wrong("writes no text" if self.seq2seq is None else "only turns one text into another")
         return self.generator
+
+    def need_seq2seq(self) -> Seq2SeqPart:
+        """The encoder-decoder, or 400 where this is something else."""
+        if self.seq2seq is None:
+            raise self._wrong("is no encoder-decoder")
+        return self.seq2seq
 
     def need_labeller(self) -> Labeller:
         """Our own classifier, or 400 where this is something else."""
@@ -220,6 +241,8 @@ class Serving:
     def _wrong(self, why: str) -> ApiError:
         if self.generator is not None:
             kind, path = "a language model", "/v1/chat/completions"
+        elif self.seq2seq is not None:
+            kind, path = "an encoder-decoder", "/v1/completions"
         elif self.labeller is not None or (self.pooler is not None and self.pooler.model.task == "classify"):
             kind, path = "a classifier", "/classify"
         else:
