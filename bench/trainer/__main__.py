@@ -1,6 +1,7 @@
 """Our trainer against its peers and its bars: make bench NAME=trainer [PART=speed,chaos] [ROWS=fp32] [LONG=1]
 
-Parts, all of them where PART is left out: every module of this package that has a function `run`. `--help` lists them.
+Parts: every module of this package that has a function `run`; `--help` lists them. Where PART is left out, all of them,
+the single floors (floor_*) as rows of the part floors.
 
 Peers are installed into the cache the first time (minutes). ROWS limits a part to some of its rows; what then is not
 measured gives no bar. RESUME=1 takes over parts that this commit has measured before. Tables for each part, then
@@ -38,13 +39,14 @@ def main(arguments: list[str]) -> int:
     if "--help" in arguments:
         print(__doc__, "\n".join(f"    {name:12} {line}" for name, line in known.items()), sep="\n")
         return 0
-    asked = _words("PART") or tuple(known)
+    asked = _words("PART") or tuple(name for name in known if not name.startswith("floor_"))
     if unknown := set(asked) - set(known):
         print(f"PART names {', '.join(sorted(unknown))}; known are {', '.join(known)}", file=sys.stderr)
         return 2
     rows, long = _words("ROWS"), bool(os.environ.get("LONG"))
     work = cache() / "bench" / "trainer" / _commit()
     begin = time.monotonic()
+    have, resumed = set[str](), False  # rows that parts asked for; those of parts measured before are not known
     figures, bars, broken = dict[str, dict[str, object]](), list[Bar](), dict[str, str]()
     for part in asked:
         print(f"\n{part}: {known[part]}", flush=True)
@@ -55,6 +57,7 @@ def main(arguments: list[str]) -> int:
             before = json.loads(kept.read_text())
             figures[part], bars = before["figures"], bars + [Bar(**bar) for bar in before["bars"]]
             print("as measured before", flush=True)
+            resumed = True
             continue
         try:
             found = importlib.import_module(f"bench.trainer.{part}").run(bench)
@@ -62,8 +65,12 @@ def main(arguments: list[str]) -> int:
             broken[part] = f"{type(error).__name__}: {error}"[:500]
             print(f"{part}: {broken[part]}", file=sys.stderr, flush=True)
             continue
+        finally:
+            have |= bench.known
         figures[part], bars = bench.figures, bars + found
         kept.write_text(json.dumps({"figures": bench.figures, "bars": [asdict(bar) for bar in found]}))
+    if (strange := set(rows) - have) and not resumed:
+        broken["ROWS"] = f"no part has {', '.join(sorted(strange))}; there are {', '.join(sorted(have)) or 'none'}"
     print(
         "\n" + "\n".join([*(bar.line() for bar in bars), *(f"MISSED  {part}: {why}" for part, why in broken.items())])
     )

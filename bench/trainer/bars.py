@@ -25,9 +25,11 @@ class Bench:
     long: bool = False
     rows: tuple[str, ...] = ()
     figures: dict[str, object] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)  # rows that the part has asked for, so that others can be refused
 
     def wants(self, row: str) -> bool:
         """Whether a row is to be measured."""
+        self.known.add(row)
         return not self.rows or row in self.rows
 
 

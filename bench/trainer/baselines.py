@@ -25,6 +25,13 @@ def write(path: Path, rows: Sequence[dict[str, str]]) -> Path:
     return path
 
 
+def thinned(rows: Sequence[dict[str, str]], most: int | None) -> list[dict[str, str]]:
+    """Up to `most` rows, evenly drawn (a corpus may be sorted by label or name); None: all."""
+    if most is None or len(rows) <= most:
+        return list(rows)
+    return [rows[number * len(rows) // most] for number in range(most)]
+
+
 class Dictionary:
     """Translates word by word, each by the word that most often stands beside it in pairs (Dice's coefficient)."""
 

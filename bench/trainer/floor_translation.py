@@ -51,7 +51,7 @@ def run(bench: Bench) -> list[Bar]:
         ahead.append(result["test/chrf"] - max(copied, looked_up))
         lines.append((f"seed {seed}", ours[-1], looked_up, copied, result["seconds"]))
     print(table("chrF on held-out messages", ("", "ours", "dictionary", "copy", "s"), lines))
-    bench.figures |= {"chrF": harness.spread(ours), "ahead": harness.spread(ahead)}
+    bench.figures.update({"chrF": harness.spread(ours), "ahead": harness.spread(ahead)})
     mean = statistics.fmean(ahead)
     return [Bar("translation: chrF ahead of copying and a dictionary", AHEAD, AHEAD, round(mean, 2), why=f"{lines}")]
 

@@ -20,7 +20,8 @@ def located(path: Path) -> Location:
 def finished(directory: Path, *, task: Task, model: Model, data: Data, training: Training) -> dict[str, float]:
     """Trains and publishes into DIRECTORY/model; metrics of what was published, with "epochs", "bestStep", "seconds".
 
-    What is there from before is trained anew. Raises SystemExit where the job ends otherwise than well.
+    What is there from before is trained anew. Raises SystemExit where the job ends otherwise than well, and
+    KeyboardInterrupt where it is stopped (SIGTERM).
     """
     from kubeformer_runtime.heartbeat import Heartbeat
     from kubeformer_runtime.trainer.report import Clock
@@ -43,6 +44,8 @@ def finished(directory: Path, *, task: Task, model: Model, data: Data, training:
     clock = Clock()
     began = clock.monotonic()
     code = run(settings, {}, Heartbeat(None), StopWish(), clock)
+    if code == ExitCode.STOPPED:
+        raise KeyboardInterrupt  # whoever stops a job means the bench
     if code != ExitCode.SUCCEEDED:
         raise SystemExit(f"{directory.name}: the trainer ended with {code!r}; its last lines above say why")
     last = json.loads((directory / "checkpoints" / "published.json").read_text())

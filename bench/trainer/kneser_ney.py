@@ -115,6 +115,6 @@ def _look_up(sorted_G: Ints, wanted_P: Ints) -> tuple[Any, Any]:
 
 def _ids(tokens_X: npt.ArrayLike, vocabulary: int) -> Ints:
     ids: Ints = np.asarray(tokens_X, dtype=np.int64)
-    if len(ids) and not (0 <= ids.min() and ids.max() < vocabulary):
+    if len(ids) and not (ids.min() >= 0 and ids.max() < vocabulary):
         raise ValueError(f"token ids go from {ids.min()} to {ids.max()}; they must be in [0, {vocabulary})")
     return ids

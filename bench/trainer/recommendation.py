@@ -45,12 +45,14 @@ def run(bench: Bench) -> list[Bar]:
         lines.append(("RecBole's SASRec", theirs, float(test["hit@10"]), peer["epochs"], peer["secondsOfTraining"]))
         _same_items(peer, rows)
     print(table("MovieLens-100K, the last item of 943 users", ("", "NDCG@10", "HitRate@10", "epochs", "s"), lines))
-    bench.figures |= {
-        "ndcg@10": harness.spread([result["test/ndcg@10"] for result in ours]),
-        "hitRate@10": harness.spread([result["test/hit-rate@10"] for result in ours]),
-        "popularityNDCG@10": round(popular, 4),
-        "peer": peer,
-    }
+    bench.figures.update(
+        {
+            "ndcg@10": harness.spread([result["test/ndcg@10"] for result in ours]),
+            "hitRate@10": harness.spread([result["test/hit-rate@10"] for result in ours]),
+            "popularityNDCG@10": round(popular, 4),
+            "peer": peer,
+        }
+    )
     beside = "the peer has not been trained yet: LONG=1 does" if theirs is None else f"{ndcg:.4f} : {theirs:.4f}"
     return [
         Bar(
