@@ -5,6 +5,7 @@ else is worth keeping into `bench.figures` (numbers, strings, lists and mappings
 and lets exceptions through: a part that breaks holds nothing, and the others still run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class Bench:
         return not self.rows or row in self.rows
 
 
-def table(title: str, heads: tuple[str, ...], lines: list[tuple[object, ...]]) -> str:
+def table(title: str, heads: tuple[str, ...], lines: Sequence[tuple[object, ...]]) -> str:
     """Lines under heads, the first column to the left and the others to the right; numbers with three digits."""
     cells = [[_cell(item) for item in line] for line in (heads, *lines)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
