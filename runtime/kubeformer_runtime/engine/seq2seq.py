@@ -12,9 +12,7 @@ batch (but for the last bits of sums; `max_rows=1` excludes these, too).
 
 import asyncio
 import contextlib
-import logging
 import queue
-import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,11 +20,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kubeformer_runtime.engine.async_engine import EngineDeadError
+from kubeformer_runtime.engine.batch_thread import BatchThread
 from kubeformer_runtime.model.search import Writer, beam_search
 from kubeformer_runtime.model.seq2seq import Seq2Seq, Seq2SeqWriter
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,34 +134,15 @@ class Job:
     future: "asyncio.Future[Written]"
 
 
-class Seq2SeqEngine:
+class Seq2SeqEngine(BatchThread[Job]):
     """Start it inside a running event loop; `close` ends the thread."""
 
     def __init__(self, model: Seq2Seq, *, max_rows: int = 64, max_tokens: int = 8192) -> None:
         """A batch has at most `max_rows` hypotheses and `max_tokens` tokens of sources with padding, or one source."""
         self._model = model.eval()
         self._max_rows, self._max_tokens = max_rows, max_tokens
-        self._inbox: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="seq2seq", daemon=True)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._death: BaseException | None = None
+        super().__init__("seq2seq")
         self._closing = False  # of the thread: write what waits, then end
-
-    @property
-    def alive(self) -> bool:
-        """Whether requests can be answered."""
-        return self._death is None and self._thread.is_alive()
-
-    def start(self) -> None:
-        """Begin to work."""
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
-
-    async def close(self) -> None:
-        """Finish what waits and stop the thread."""
-        if self._thread.is_alive():
-            self._inbox.put(None)
-            await asyncio.to_thread(self._thread.join)
 
     async def write(self, sources: Sequence[Source]) -> AsyncGenerator[tuple[int, Written]]:
         """Targets with their sources' places, as they come. Closing the generator gives up what is not there yet.
@@ -173,9 +150,8 @@ class Seq2SeqEngine:
         Raises:
             EngineDeadError: the engine broke, now or earlier.
         """
-        if not self.alive or self._loop is None:
-            raise EngineDeadError("the engine has stopped")
-        jobs = [Job(source, self._loop.create_future()) for source in sources]
+        loop = self._listener()
+        jobs = [Job(source, loop.create_future()) for source in sources]
         places = {job.future: place for place, job in enumerate(jobs)}
         try:
             self._inbox.put(jobs)
@@ -188,25 +164,17 @@ class Seq2SeqEngine:
             for future in places:
                 future.cancel()
 
-    def _run(self) -> None:
+    def _work(self) -> None:
         waiting: list[Job] = []
-        batch: list[Job] = []
-        try:
-            while True:
-                waiting = [job for job in self._take(waiting) if not job.future.cancelled()]
-                if waiting:
-                    batch = self._batch(waiting)
-                    chosen = set(map(id, batch))
-                    waiting = [job for job in waiting if id(job) not in chosen]
-                    self._write(batch)
-                elif self._closing:
-                    break
-        except BaseException as error:
-            logger.exception("the engine broke; the process has to be started again")
-            self._death = error
-        else:
-            self._death = EngineDeadError("the engine was closed")
-        self._call(partial(_fail, [*batch, *waiting, *self._rest()]))
+        while True:
+            waiting = self._unanswered = [job for job in self._take(waiting) if not job.future.cancelled()]
+            if waiting:
+                batch = self._batch(waiting)
+                chosen = set(map(id, batch))
+                waiting = [job for job in waiting if id(job) not in chosen]
+                self._write(batch)
+            elif self._closing:
+                return
 
     def _take(self, waiting: list[Job]) -> list[Job]:
         """What waits, with everything that has come; waits for a message where there is nothing to do."""
@@ -219,13 +187,6 @@ class Seq2SeqEngine:
                 else:
                     taken.extend(message)
         return taken
-
-    def _rest(self) -> list[Job]:
-        rest: list[Job] = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                rest.extend(self._inbox.get_nowait() or [])
-        return rest
 
     def _batch(self, waiting: Sequence[Job]) -> list[Job]:
         """The job that has waited longest, and those behind it that are written alike, as many as fit."""
@@ -247,18 +208,7 @@ class Seq2SeqEngine:
 
         write_batch(self._model, [job.source for job in batch], finish, lambda place: batch[place].future.cancelled())
 
-    def _call(self, action: Callable[[], None]) -> None:
-        assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(action)
-
 
 def _deliver(future: "asyncio.Future[Written]", written: Written) -> None:
     if not future.done():
         future.set_result(written)
-
-
-def _fail(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        if not job.future.done():
-            job.future.set_exception(EngineDeadError("the engine has stopped"))
