@@ -13,6 +13,7 @@ Source: QLoRA, https://arxiv.org/abs/2305.14314 (section 3; the levels: appendix
 Shapes: O out, I in, P pairs of weights (one byte each), N blocks, M groups of blocks, X any leading dimensions.
 """
 
+from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -113,7 +114,7 @@ def _absmax(tensors: tuple[Tensor, ...]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else dequantize_absmax(*tensors)
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(nn.Module, ABC):
     """A frozen linear layer; subclasses say how its weight is kept. Its tensors are buffers: nothing here trains."""
 
     def __init__(self, shape: tuple[int, int], bias: Tensor | None) -> None:
@@ -128,13 +129,13 @@ class QuantizedLinear(nn.Module):
         y_XO, bias = self.product(x_XI.to(dtype)), self._buffers["bias"]
         return y_XO if bias is None else y_XO + bias.to(dtype)
 
+    @abstractmethod
     def product(self, x_XI: Tensor) -> Tensor:
         """The input times the weight's transpose, in the input's dtype."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The weight (O, I) that this layer stands for."""
-        raise NotImplementedError
 
 
 class Int8Linear(QuantizedLinear):
